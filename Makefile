@@ -1,0 +1,41 @@
+# make demo   real text → tokenizer → pretrained encoder → scores → a folder that PyTorch loads
+# make test   every fast test
+# Both work on a fresh clone: they make .venv and install into it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE ?= $(if $(shell command -v apt-get 2>/dev/null),configs/demo_gl.py,configs/demo_sv.py)
+FILLS_GL := --fill "O [MASK] foi aberto." --fill "Prema o botón [MASK] para gardar o ficheiro." --fill "Seleccione a [MASK] que desexe."
+FILLS_SV := --fill "Han gick [MASK] huset." --fill "Det var en [MASK] dag." --fill "Jag har [MASK] sett honom."
+FILLS ?= $(if $(findstring demo_gl,$(RECIPE)),$(FILLS_GL),$(FILLS_SV))
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/python -m jaxbert.prepare --config=$(RECIPE)
+	$(BIN)/python -m jaxbert.train --config=$(RECIPE) --workdir=runs/demo
+	$(BIN)/python -m jaxbert.evaluate --workdir=runs/demo $(FILLS)
+	$(BIN)/python -m jaxbert.export --workdir=runs/demo --out=exported/demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# PyTorch's CPU build first: on Linux the plain one brings gigabytes of CUDA. Where there is no CPU build, the plain one.
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --retries 0 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu \
+	  "torch==2.13.0+cpu" || $(BIN)/pip install --quiet "torch==2.13.0"
+	$(BIN)/pip install --quiet -e ".[prepare,torch,tensorboard,test]"
+	touch $@
+
+clean:
+	rm -rf data runs exported

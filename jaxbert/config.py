@@ -1,0 +1,461 @@
+"""Recipes: frozen dataclasses, Python files that return one, and command-line overrides of any field.
+
+A recipe file defines `get_config()` (or `get_config(variant)`) and returns a `Config`. Any field is overridden with
+`--config.section.field=value`; a list is given by repeating the flag. Fields left at None are filled late, by
+`resolve`, so that `--config.model.name=bert_base` takes all of base's sizes and not the recipe's old ones.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import runpy
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxbert.errors import BadInput
+
+FAMILIES = {
+    "bert": "jaxbert.models.bert"
+}  # the first word of `model.name` → the module that declares `Config`, `SIZES`
+
+
+@dataclasses.dataclass(frozen=True)
+class Clean:
+    """What happens to a document's text, in this order. Every step can be switched off, and every step counts."""
+
+    repair: bool = True  # mojibake and HTML entities (ftfy), then Unicode NFC
+    control_characters: bool = True  # remove control characters and NUL, keep newlines and tabs
+    min_words: int = 4  # of a paragraph; 0: off
+    min_letters: float = 0.62  # share of letters among a paragraph's non-space characters; 0: off
+    identify_language: bool = True  # off for languages that the identifier does not know
+    languages: tuple[str, ...] = ()  # accepted; empty: `corpus.language` alone
+    language_threshold: float = 0.5  # least probability of an accepted language
+    duplicates: Literal["off", "document", "paragraph"] = "paragraph"  # paragraph: also repeated paragraphs go
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Where text comes from and where the prepared corpus lies."""
+
+    input: tuple[str, ...] = ()  # paths, globs, `deb:name,name`
+    language: str = ""  # ISO 639-1 code
+    directory: str = ""  # prepare writes here, train reads here; empty: data/<language>
+    document: Literal["file", "line", "block"] = "block"  # what one document of a plain-text file is
+    text_field: str = "text"  # of JSON lines
+    invalid_utf8: Literal["error", "repair"] = "error"
+    max_document_megabytes: float = 20.0  # a longer document (or line) is rejected and counted
+    validation_share: float = 0.05  # of documents, by the hash of their cleaned text
+    licence: str = ""  # of files that carry none themselves; goes into the model card
+    attribution: str = ""
+    workers: int = 0  # processes; 0: one a core
+    clean: Clean = Clean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """How text becomes tokens."""
+
+    kind: Literal["unigram", "bpe", "wordpiece", "folder"] = "unigram"
+    vocab_size: int = 32_000
+    folder: str = ""  # of an existing tokenizer, with kind = "folder"
+    lowercase: bool = False  # accents stay
+    split_digits: bool = False
+    user_symbols: tuple[str, ...] = ()  # always one token
+    reserved: int = 0  # unused entries [unused0], … for later
+    threads: int = 1  # of the trainer: the unigram result depends on it, so it is part of the recipe
+    train_megabytes: float = 200.0  # of text, sampled by hash, that the trainer sees
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a training row is."""
+
+    row_length: int = 128  # tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What every encoder's configuration has; each file in `models/` adds its own fields.
+
+    `name` is a published size; every other field that is None takes that size's value.
+    """
+
+    name: str = "bert_mini"
+    initialize_from: str = ""  # a run, a step of it (`runs/a@1000`) or an imported folder: weights only, a new run
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a run learns."""
+
+    name: Literal["mlm"] = "mlm"
+    mask_rate: float = 0.15  # of a row's maskable tokens
+    mask_share: float = 0.8  # of the predicted tokens: becomes [MASK]
+    random_share: float = 0.1  # becomes a random token; the rest stays
+    whole_words: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long, how large, from which seeds. Exactly one of steps, tokens, epochs is in force."""
+
+    batch_size: int = 256  # rows of the global batch
+    steps: int | None = None
+    tokens: int | None = None
+    epochs: float | None = None
+    seed: int = 0
+    data_seed: int | None = None  # these three derive from `seed` unless given
+    init_seed: int | None = None
+    dropout_seed: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+    log_every: int = 50  # steps
+    accumulate: int = 1  # the batch goes through in this many parts
+    bad_step: Literal["skip", "stop"] = "skip"  # a NaN or a spike: leave the step out, or stop (exit code 3)
+    max_skipped: int = 20  # skipped steps in a row before the run stops all the same
+    spike: float = 0.0  # a gradient norm over this many times its running mean is bad; 0: only NaN and infinity are
+    check_first_loss: bool = True  # a fresh model must start within 0.5 of ln(vocabulary)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW; no decay on biases and norms."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: float = 5e-4  # peak
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # of the global gradient; 0: off
+    bias_correction: bool = True  # False: BERT's published variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate over the run."""
+
+    name: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    warmup: float = 0.06  # share of the run if below 1, else steps
+    decay: float = 0.2  # of wsd: share of the run, or steps, at the end
+    final: float = 0.0  # last learning rate, as a share of the peak
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """The mesh. -1: what is left of the devices."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When a run is saved, and how many saves stay beside the best."""
+
+    every: int = 1000  # steps
+    keep_last: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The held-out score. Piece length and rate are fixed when the corpus is prepared."""
+
+    every: int = 1000  # steps
+    rows: int = 0  # held-out pieces scored during training; 0: all
+    batch_size: int = 64
+    piece_length: int = 128  # tokens, with [CLS] and [SEP]
+    mask_rate: float = 0.15
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole recipe."""
+
+    corpus: Corpus = Corpus()
+    tokenizer: Tokenizer = Tokenizer()
+    data: Data = Data()
+    model: Model = Model()
+    objective: Objective = Objective()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    sharding: Sharding = Sharding()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+
+
+LENGTHS = ("steps", "tokens", "epochs")
+
+
+def family(name: str) -> types.ModuleType:
+    """The module of `models/` that knows the size `name` ("bert_mini" → jaxbert.models.bert)."""
+    first = name.split("_")[0]
+    if first not in FAMILIES:
+        raise BadInput(f"model.name: no encoder is called {name!r}; encoders: {', '.join(FAMILIES)} (as in bert_mini)")
+    return importlib.import_module(FAMILIES[first])
+
+
+def named_model(name: str, **fields: Any) -> Model:
+    """The configuration of a published size with some fields of its own: `named_model("bert_mini", num_layers=6)`."""
+    return family(name).Config(name=name, **fields)
+
+
+def load(path: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """A recipe file, optionally `FILE:VARIANT`, with overrides such as "--config.train.steps=100" applied.
+
+    Raises BadInput for a missing or broken recipe; a wrong override ends the process with exit code 2 and a message
+    that names the field and the nearest valid one.
+    """
+    recipe = _read_recipe(path)
+    given = {flag.partition("=")[0].removeprefix("--config.") for flag in overrides}
+    lengths = [f for f in LENGTHS if f"train.{f}" in given]
+    if len(lengths) > 1:
+        raise BadInput(f"train.{' and train.'.join(lengths)} were both given; keep one, it replaces the recipe's")
+    if lengths:  # the one on the command line replaces the recipe's
+        recipe = _replace(recipe, "train", **{f: None for f in LENGTHS if f not in lengths})
+    name = next(
+        (flag.partition("=")[2] for flag in reversed(overrides) if flag.startswith("--config.model.name=")), None
+    )
+    if name is not None and type(recipe.model) is not family(name).Config:  # another encoder: its own fields
+        recipe = dataclasses.replace(recipe, model=named_model(name, initialize_from=recipe.model.initialize_from))
+    config = _override(recipe, list(overrides)) if overrides else recipe
+    validate(config)
+    return config
+
+
+def _read_recipe(path: str) -> Config:
+    file, _, variant = path.partition(":")
+    if not Path(file).is_file():
+        raise BadInput(
+            f"--config: there is no recipe file {file!r}; recipes are in configs/, for example configs/own_text.py"
+        )
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"--config: {file} does not run: {type(error).__name__}: {error}") from None
+    if get_config is None:
+        raise BadInput(f"--config: {file} defines no get_config(); a recipe returns a jaxbert.config.Config from it")
+    try:
+        recipe = get_config(variant) if variant else get_config()
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"--config: get_config({variant!r}) of {file} failed: {type(error).__name__}: {error}") from None
+    if not isinstance(recipe, Config):
+        raise BadInput(f"--config: get_config() of {file} returned {type(recipe).__name__}; it must return a Config")
+    if type(recipe.model) is Model:  # a recipe that only names the size
+        recipe = dataclasses.replace(recipe, model=named_model(**dataclasses.asdict(recipe.model)))
+    _check_types(recipe, "")
+    return recipe
+
+
+def _override(recipe: Config, overrides: list[str]) -> Config:
+    import tyro
+
+    names = [f"--config.{name}" for name in field_names(recipe)]
+    for flag in overrides:
+        name, equals, _ = flag.partition("=")
+        if name not in names:
+            close = difflib.get_close_matches(name, names, 1, 0.4)
+            hint = f"did you mean {close[0]}?" if close else "recipe fields are --config.section.field=value"
+            raise BadInput(f"unknown option {flag!r}; {hint}")
+        if not equals:
+            raise BadInput(f"{flag}: no value; write {flag}=VALUE")
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _bool(info: Any) -> Any:  # tyro's own accepts only True and False, capitalised
+        if info.type is not bool:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{true,false}",
+            choices=("true", "false", "True", "False"),
+            instance_from_str=lambda a: a[0].lower() == "true",
+            is_instance=lambda x: isinstance(x, bool),
+            str_from_instance=lambda b: [str(b).lower()],
+        )
+
+    # A repeated flag makes a list: tyro's append action would add to the recipe's list, so the recipe's is taken out.
+    for name in field_names(recipe):
+        if isinstance(_get(recipe, name), tuple) and any(f.partition("=")[0] == f"--config.{name}" for f in overrides):
+            section, _, field = name.rpartition(".")
+            recipe = _replace(recipe, section, **{field: ()})
+    # The class is made here because the field's type is the recipe's own encoder configuration.
+    model_type = type(recipe.model)
+    typed = dataclasses.make_dataclass(
+        "Config",
+        [(f.name, model_type if f.name == "model" else f.type, f) for f in dataclasses.fields(Config)],
+        frozen=True,
+    )
+    flags = dataclasses.make_dataclass("Flags", [("config", typed)], frozen=True)
+    values = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(Config)}
+    with registry:
+        parsed = tyro.cli(
+            flags,
+            args=overrides,
+            default=flags(typed(**values)),  # type: ignore[call-arg]
+            use_underscores=True,
+            config=(tyro.conf.FlagConversionOff, tyro.conf.UseAppendAction, tyro.conf.AvoidSubcommands),
+        ).config  # type: ignore[attr-defined]
+    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
+
+
+def field_names(config: Any, prefix: str = "") -> list[str]:
+    """Every leaf field, dotted: ["corpus.input", …, "corpus.clean.repair", …]."""
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names += field_names(value, f"{prefix}{field.name}.")
+        else:
+            names.append(f"{prefix}{field.name}")
+    return names
+
+
+def _get(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _replace(config: Any, section: str, **fields: Any) -> Any:
+    """`dataclasses.replace` on a nested section ("corpus.clean")."""
+    first, _, rest = section.partition(".")
+    child = getattr(config, first)
+    child = _replace(child, rest, **fields) if rest else dataclasses.replace(child, **fields)
+    return dataclasses.replace(config, **{first: child})
+
+
+def _check_types(config: Any, prefix: str) -> None:
+    """A recipe is Python, and dataclasses check nothing: a wrong type is named here, not deep in a run."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, hint, name = getattr(config, field.name), hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            _check_types(value, f"{name}.")
+        elif not _fits(value, hint):
+            raise BadInput(
+                f"{name}: {value!r} is not {getattr(hint, '__name__', None) or hint}; change it in the recipe"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def validate(config: Config) -> None:
+    """Checks that need more than one field, or a field's range. Raises BadInput."""
+    given = [f for f in LENGTHS if getattr(config.train, f) is not None]
+    if len(given) != 1:
+        raise BadInput(f"train: give exactly one of steps, tokens, epochs (given: {', '.join(given) or 'none'})")
+    ranges = {
+        "data.row_length": (8, 2**20),
+        "train.batch_size": (1, 2**24),
+        "train.accumulate": (1, 2**16),
+        "train.log_every": (1, 2**31),
+        f"train.{given[0]}": (0, 2**62),
+        "tokenizer.vocab_size": (16, 2**24),
+        "objective.mask_rate": (1e-6, 0.95),
+        "evaluation.mask_rate": (1e-6, 0.95),
+        "objective.mask_share": (0.0, 1.0),
+        "objective.random_share": (0.0, 1.0 - config.objective.mask_share + 1e-9),
+        "evaluation.piece_length": (8, 2**20),
+        "evaluation.every": (1, 2**31),
+        "evaluation.batch_size": (1, 2**20),
+        "checkpoint.every": (1, 2**31),
+        "checkpoint.keep_last": (1, 2**16),
+        "corpus.validation_share": (0.0, 0.9),
+        "optimizer.learning_rate": (0.0, 1e3),
+        "optimizer.beta1": (0.0, 1.0),
+        "optimizer.beta2": (0.0, 1.0),
+    }
+    for name, (low, high) in ranges.items():
+        value = _get(config, name)
+        if not low <= value <= high:
+            raise BadInput(f"{name}: {value} is outside {low} to {high}")
+    if config.train.batch_size % config.train.accumulate:
+        raise BadInput(
+            f"train.accumulate: {config.train.accumulate} does not divide train.batch_size {config.train.batch_size}"
+        )
+    if config.tokenizer.kind == "folder" and not config.tokenizer.folder:
+        raise BadInput("tokenizer.folder: empty; kind 'folder' needs the path of an existing tokenizer")
+    resolve(config)
+
+
+def resolve(config: Config) -> Config:
+    """Every field filled: the named size's fields, `corpus.directory`, the three seeds."""
+    module, train = family(config.model.name), config.train
+    if config.model.name not in module.SIZES:
+        close = difflib.get_close_matches(config.model.name, module.SIZES, 1, 0.0)[0]
+        raise BadInput(
+            f"model.name: no size {config.model.name!r}; the nearest is {close!r} of {', '.join(module.SIZES)}"
+        )
+    size = module.SIZES[config.model.name]
+    missing = {f: v for f, v in size.items() if getattr(config.model, f) is None}
+    seeds = {"data_seed": 1, "init_seed": 2, "dropout_seed": 3}
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **missing),
+        corpus=dataclasses.replace(
+            config.corpus, directory=config.corpus.directory or f"data/{config.corpus.language}"
+        ),
+        train=dataclasses.replace(
+            train, **{f: train.seed * 1000 + i for f, i in seeds.items() if getattr(train, f) is None}
+        ),
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A recipe as plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`. Unknown fields raise BadInput (a run of another version of jaxbert)."""
+
+    def build(cls: Any, given: dict[str, Any], where: str) -> Any:
+        hints, known = typing.get_type_hints(cls), {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(given) - known):
+            raise BadInput(f"{where}{unknown[0]}: no such field in this version of jaxbert")
+        fields = {}
+        for name, value in given.items():
+            if name == "model":
+                fields[name] = build(family(value["name"]).Config, value, "model.")
+            elif dataclasses.is_dataclass(hints[name]):
+                fields[name] = build(hints[name], value, f"{where}{name}.")
+            else:
+                fields[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**fields)
+
+    return build(Config, values, "")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted names and both values of every leaf in which two `to_dict` results differ."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{name}.")
+        elif a != b:
+            found.append((name, a, b))
+    return found

@@ -1,0 +1,76 @@
+"""BERT ↔ transformers' `BertForMaskedLM` (names: transformers 5, modeling_bert.py; sizes and names checked by tests)."""
+
+from typing import Any
+
+from jaxbert.convert.key_map import Row
+from jaxbert.models.bert import Config
+
+HF_CLASS = "BertForMaskedLM"
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}  # ours → theirs
+
+_LAYER = "bert.encoder.layer.{}."
+
+
+def _dense(ours: str, bias: str, theirs: str) -> list[Row]:
+    return [Row(ours, f"{theirs}.weight", "transpose"), Row(bias, f"{theirs}.bias")]
+
+
+def _norm(ours: str, theirs: str) -> list[Row]:
+    return [Row(f"{ours}/scale_D", f"{theirs}.weight"), Row(f"{ours}/bias_D", f"{theirs}.bias")]
+
+
+ENCODER = [
+    Row("encoder/embeddings/word_VD", "bert.embeddings.word_embeddings.weight", "vocabulary"),
+    Row("encoder/embeddings/position_TD", "bert.embeddings.position_embeddings.weight"),
+    Row("encoder/embeddings/type_GD", "bert.embeddings.token_type_embeddings.weight"),
+    *_norm("encoder/embedding_norm", "bert.embeddings.LayerNorm"),
+    *_dense("encoder/blocks/query_DNH", "encoder/blocks/query_bias_NH", _LAYER + "attention.self.query"),
+    *_dense("encoder/blocks/key_DNH", "encoder/blocks/key_bias_NH", _LAYER + "attention.self.key"),
+    *_dense("encoder/blocks/value_DNH", "encoder/blocks/value_bias_NH", _LAYER + "attention.self.value"),
+    *_dense("encoder/blocks/output_NHD", "encoder/blocks/output_bias_D", _LAYER + "attention.output.dense"),
+    *_norm("encoder/blocks/attention_norm", _LAYER + "attention.output.LayerNorm"),
+    *_dense("encoder/blocks/up_DF", "encoder/blocks/up_bias_F", _LAYER + "intermediate.dense"),
+    *_dense("encoder/blocks/down_FD", "encoder/blocks/down_bias_D", _LAYER + "output.dense"),
+    *_norm("encoder/blocks/feed_forward_norm", _LAYER + "output.LayerNorm"),
+]
+MASKED_LM = [
+    *ENCODER,
+    *_dense("head/transform_DD", "head/transform_bias_D", "cls.predictions.transform.dense"),
+    *_norm("head/norm", "cls.predictions.transform.LayerNorm"),
+    Row("head/bias_V", "cls.predictions.bias", "vocabulary"),
+]
+POOLER = _dense("kernel_DD", "bias_D", "bert.pooler.dense")
+NEXT_SENTENCE = _dense("kernel_DG", "bias_G", "cls.seq_relationship")
+
+
+def torch_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors whose head axes PyTorch joins, by name with "{}" for the layer."""
+    width = config.hidden_size
+    return {
+        row.theirs: (width, width) if row.transform == "transpose" else (width,)
+        for row in ENCODER
+        if ".attention.self." in row.theirs or ".attention.output.dense." in row.theirs
+    }
+
+
+def to_hf_config(config: Config, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
+    """config.json of transformers for a resolved configuration."""
+    return {
+        "architectures": [HF_CLASS],
+        "model_type": "bert",
+        "vocab_size": vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.feed_forward_size,
+        "hidden_act": ACTIVATIONS[config.activation],
+        "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.type_vocab_size,
+        "initializer_range": config.initializer_range,
+        "layer_norm_eps": config.norm_epsilon,
+        "pad_token_id": pad_token_id,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }

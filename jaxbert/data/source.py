@@ -1,0 +1,221 @@
+"""What training reads: rows by index from memory-mapped files, in an order that any step finds in constant time."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxbert.data import masking, packing
+from jaxbert.errors import BadInput
+
+_FEISTEL_ROUNDS = 6
+
+
+class Rows:
+    """Packed training rows. `rows[indices]` → (ids_RT int32, starts_word_RT bool, segment_ids_RT int32).
+
+    Picklable: another process maps the files itself.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        """Open a folder rows_<T>. Raises BadInput for missing files or files of a wrong size."""
+        self.directory = Path(directory)
+        self.about = _read_json(self.directory / "rows.json")
+        self.row_length: int = self.about["row_length"]
+        self.tokens: int = self.about["tokens"]  # of text, in all rows
+        self.tokenizer: str = self.about["tokenizer"]  # fingerprint
+        self._map()
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Rows":
+        """The rows in a folder rows_<T>."""
+        return cls(directory)
+
+    def _map(self) -> None:
+        shape = (self.about["rows"], self.row_length)
+        self._tokens_RT = packing.map_array(self.directory / "tokens.bin", np.dtype(self.about["dtype"]), shape)
+        segment_dtype = np.dtype(self.about["segment_dtype"])
+        self._segments_RT = packing.map_array(self.directory / "segments.bin", segment_dtype, shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the maps."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_tokens_RT", "_segments_RT")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files again."""
+        self.__dict__.update(state)
+        self._map()
+
+    def __len__(self) -> int:
+        """Rows."""
+        return self.about["rows"]
+
+    def __getitem__(self, indices: Sequence[int] | np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token ids (int32), word bits (bool) and segment ids (int32) of some rows, each (R, T)."""
+        ids_RT, starts_word_RT = packing.split_bit(self._tokens_RT[indices])
+        return ids_RT, starts_word_RT, self._segments_RT[indices].astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Held-out pieces with their fixed predictions; in filling, everything is 0."""
+
+    ids_RT: np.ndarray  # int32, as written
+    input_ids_RT: np.ndarray  # int32, with the replacements in place
+    segment_ids_RT: np.ndarray  # int32: 1, and 0 in padding
+    positions_RP: np.ndarray  # int32
+    labels_RP: np.ndarray  # int32
+    replacements_RP: np.ndarray  # int32
+    weights_RP: np.ndarray  # float32, 1 for a prediction
+    characters_RP: np.ndarray  # int32, characters of text that a label stands for
+
+
+class Validation:
+    """Held-out pieces by index. `validation[indices]` → Pieces."""
+
+    def __init__(self, directory: str | Path) -> None:
+        """Open a folder validation. Raises BadInput for missing files or files of a wrong size."""
+        self.directory = Path(directory)
+        self.about = _read_json(self.directory / "validation.json")
+        self.row_length: int = self.about["row_length"]
+        self.predictions: int = self.about["predictions"]  # the static P
+        self.masked_tokens: int = self.about["masked_tokens"]
+        self.tokenizer: str = self.about["tokenizer"]  # fingerprint
+        rows, i4 = self.about["rows"], np.dtype("<i4")
+        shapes: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+            "tokens": (np.dtype(self.about["dtype"]), (rows, self.row_length)),
+            "segments": (np.dtype(self.about["segment_dtype"]), (rows, self.row_length)),
+            **dict.fromkeys(("positions", "labels", "replacements", "characters"), (i4, (rows, self.predictions))),
+            "count": (i4, (rows,)),
+        }
+        self._arrays = {n: packing.map_array(self.directory / f"{n}.bin", *shape) for n, shape in shapes.items()}
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Validation":
+        """The pieces in a folder validation."""
+        return cls(directory)
+
+    def __len__(self) -> int:
+        """Rows."""
+        return self.about["rows"]
+
+    def __getitem__(self, indices: Sequence[int] | np.ndarray | slice) -> Pieces:
+        """Some pieces."""
+        part = {name: array[indices] for name, array in self._arrays.items()}
+        ids_RT, _ = packing.split_bit(part["tokens"])
+        real_RP = np.arange(self.predictions) < part["count"][:, None]
+        input_ids_RT = ids_RT.copy()
+        row_N, slot_N = np.nonzero(real_RP)
+        input_ids_RT[row_N, part["positions"][row_N, slot_N]] = part["replacements"][row_N, slot_N]
+        return Pieces(
+            ids_RT=ids_RT,
+            input_ids_RT=input_ids_RT,
+            segment_ids_RT=part["segments"].astype(np.int32),
+            weights_RP=real_RP.astype(np.float32),
+            **{f"{n}_RP": np.asarray(part[n]) for n in ("positions", "labels", "replacements", "characters")},
+        )
+
+
+def read_documents(directory: Path, split: str, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Kept documents {text, id, source, meta} of a corpus's split, in order; `numbers` (ascending) picks some."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    first = 0  # number of the file's first document
+    for path in sorted((Path(directory) / "documents").glob(f"{split}-*.array_record")):
+        reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        count = reader.num_records()
+        wanted = range(count) if numbers is None else [n - first for n in numbers if first <= n < first + count]
+        for start in range(0, len(wanted), 256):
+            for record in reader.read(list(wanted[start : start + 256])):
+                yield json.loads(record)
+        first += count
+        reader.close()
+
+
+def position_ids(segment_ids_RT: np.ndarray) -> np.ndarray:
+    """Positions that restart at 0 in each segment, 0 in padding; int32 (R, T)."""
+    at_T = np.arange(segment_ids_RT.shape[1], dtype=np.int32)
+    begins_RT = np.ones(segment_ids_RT.shape, bool)
+    begins_RT[:, 1:] = segment_ids_RT[:, 1:] != segment_ids_RT[:, :-1]
+    start_RT = np.maximum.accumulate(np.where(begins_RT, at_T, 0), axis=1)
+    return np.where(segment_ids_RT > 0, at_T - start_RT, 0).astype(np.int32)
+
+
+def permute(index: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Places `index` (any shape, 0 ≤ index < size) of a pseudo-random permutation of range(size); int64.
+
+    A Feistel network over the next power of four permutes more numbers than needed; an image outside is encrypted again
+    until it falls inside (cycle walking, Black and Rogaway 2002). Constant time and memory for any size.
+    """
+    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    round_keys = np.random.Philox(key=seed % 2**128).random_raw(_FEISTEL_ROUNDS)
+
+    def encrypt(x: np.ndarray) -> np.ndarray:
+        left, right = x >> half, x & low
+        for key in round_keys:
+            hashed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
+            hashed = (hashed ^ hashed >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ (hashed >> np.uint64(32) & low)
+        return left << half | right
+
+    image = encrypt(np.atleast_1d(np.asarray(index, np.uint64)))
+    while (outside := image >= np.uint64(size)).any():
+        image[outside] = encrypt(image[outside])
+    return image.astype(np.int64).reshape(np.shape(index))
+
+
+def rows_of_step(step: int, batch_size: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(epoch_B, row_B), int64: what step `step` (from 0) reads of `size` rows. Pure, and the same cost for any step.
+
+    Every epoch is its own permutation. A batch that crosses into the next epoch takes each row by that row's own epoch,
+    so every row is read exactly once an epoch.
+    """
+    if size < 1:
+        raise BadInput("no rows to read; prepare found too little text: give more in corpus.input")
+    first = step * batch_size
+    place_B = np.arange(first % size, first % size + batch_size)
+    epoch_B, row_B = first // size + place_B // size, place_B % size
+    for epoch in np.unique(epoch_B):
+        now_B = epoch_B == epoch
+        key = int(masking.row_keys(seed, np.array([epoch]), np.array([size]))[0])
+        row_B[now_B] = permute(row_B[now_B], size, key)
+    return epoch_B, row_B
+
+
+class _Steps:
+    """A grain data source whose element is a whole step (with a row an element, grain is tens of times slower)."""
+
+    def __init__(self, make_batch: Callable[[int], dict], stop: int) -> None:
+        self.make_batch, self.stop = make_batch, stop
+
+    def __len__(self) -> int:
+        return self.stop
+
+    def __getitem__(self, step: int) -> dict:
+        return self.make_batch(int(step))
+
+
+def prefetch(make_batch: Callable[[int], dict], start: int, stop: int, ahead: int = 8) -> Iterator[dict]:
+    """make_batch(start), …, make_batch(stop − 1) in order, made ahead of time by two threads.
+
+    An error inside `make_batch` is raised here. Importing grain takes seconds, hence inside.
+    """
+    if stop <= start:
+        return iter(())
+    import grain
+
+    steps = grain.MapDataset.source(_Steps(make_batch, stop))[start:stop]
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead)))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: missing; run jaxbert.prepare with the recipe of this corpus") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON ({error}); delete its folder and run jaxbert.prepare again") from None

@@ -1,0 +1,29 @@
+"""How every command ends: one message for bad input, and the exit codes people script against."""
+
+import sys
+from collections.abc import Callable
+
+DONE, FAULT, BAD_INPUT, DIVERGED, START_AGAIN = 0, 1, 2, 3, 75
+
+
+class BadInput(Exception):
+    """Input or set-up that we cannot work with. The message names the field or file, the value and the remedy."""
+
+
+class Diverged(Exception):
+    """Training produced a NaN, a spike or an impossible first loss, and the recipe says to stop."""
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run a command's `main(argv)` and exit: 0 done, 2 bad input (one message, no traceback), 3 diverged.
+
+    Anything else that escapes is a fault in our code: Python prints its traceback and exits with 1.
+    """
+    try:
+        main(sys.argv[1:])
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except Diverged as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)

@@ -1,0 +1,141 @@
+"""Scores of a run: python -m jaxbert.evaluate --workdir=DIR [--step=latest|best|N] [--fill "O [MASK] foi aberto."]
+
+The held-out pieces, their predicted positions and replacements are fixed in the prepared corpus, so every encoder and
+row length is scored on the same tokens in the same context. Writes evaluation.json and prints a table.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxbert import runs
+from jaxbert.data.packing import unigram_counts
+from jaxbert.data.source import Validation
+from jaxbert.errors import BadInput, run
+from jaxbert.prepare import load_corpus
+
+
+def held_out(
+    objective: Any, score: Any, model: Any, validation: Validation, batch_size: int, limit: int = 0
+) -> dict[str, float]:
+    """Loss (nats a predicted token), accuracy and the number of predicted tokens of the held-out pieces.
+
+    `score`: the jitted `objective.score`; `limit`: pieces to score, 0 for all. Sums are added in float64 on the host,
+    after every batch is dispatched.
+    """
+    rows = min(limit, len(validation)) if limit else len(validation)
+    sums = []
+    for start in range(0, rows, batch_size):
+        row_B = np.arange(start, start + batch_size)
+        row_B = np.where(row_B < rows, row_B, len(validation))  # past the end: rows of weight 0
+        sums.append(score(model, objective.make_validation_batch(validation, row_B)))
+    totals = {name: math.fsum(float(s[name]) for s in sums) for name in sums[0]}
+    count = totals.pop("count")
+    return {**{name: value / count for name, value in totals.items()}, "masked_tokens": int(count)}
+
+
+def unigram_baseline(validation: Validation, counts_V: np.ndarray) -> float:
+    """Cross-entropy (nats) of the predicted tokens under add-one unigram frequencies of the training text.
+
+    `counts_V`: occurrences in the training tokens, (V,) integers.
+    """
+    log_p_V = np.log(counts_V + 1.0) - math.log(counts_V.sum() + len(counts_V))
+    piece = validation[np.arange(len(validation))]
+    real_RP = piece.weights_RP > 0
+    return float(-log_p_V[piece.labels_RP[real_RP]].mean())
+
+
+def evaluate(workdir: str | Path, step: str = "latest") -> tuple[dict[str, Any], runs.Run]:
+    """The held-out scores of a run: what evaluation.json holds, and the run itself.
+
+    Raises BadInput if the run or its corpus is missing, or the corpus has another tokenizer.
+    """
+    trained = runs.load_run(workdir, step)
+    settings = trained.config
+    directory = Path(settings.corpus.directory)
+    corpus = load_corpus(directory)
+    if corpus["tokenizer"]["fingerprint"] != trained.tokenizer.fingerprint:
+        raise BadInput(f"corpus.directory: {directory} was tokenized with another tokenizer than the run {workdir}")
+    validation = Validation.open(directory / "validation")
+    score = jax.jit(trained.objective.score)
+    scores = held_out(trained.objective, score, trained.model, validation, settings.evaluation.batch_size)
+    piece = validation[np.arange(len(validation))]
+    characters = int((piece.characters_RP * (piece.weights_RP > 0)).sum())
+    bits = scores["loss"] * scores["masked_tokens"] / math.log(2) / characters
+    baseline = unigram_baseline(validation, unigram_counts(directory / "tokens", trained.tokenizer.vocab_size))
+    result = {
+        "step": trained.step,
+        "tokens": trained.loop["tokens"],
+        **scores,
+        "unigram_baseline": baseline,
+        "below_baseline": baseline - scores["loss"],
+        "bits_per_character": bits,
+        "masked_characters": characters,
+    }
+    return result, trained
+
+
+def fill(trained: runs.Run, text: str, most: int = 5) -> list[list[tuple[str, float]]]:
+    """The likeliest tokens for each [MASK] in `text`: a list a mask of (token's text, probability), best first.
+
+    Raises BadInput if there is no [MASK], or the text is longer than the model's positions.
+    """
+    tokenizer = trained.tokenizer
+    ids_T = np.asarray(tokenizer.encode_with_masks(text), np.int32)
+    positions_P = np.flatnonzero(ids_T == tokenizer.mask_id)
+    if not len(positions_P):
+        raise BadInput(f"--fill: {text!r} has no [MASK]; write [MASK] where a token is to be predicted")
+    if len(ids_T) > trained.config.model.max_positions:
+        raise BadInput(f"--fill: {len(ids_T)} tokens are over model.max_positions {trained.config.model.max_positions}")
+    batch = {
+        "input_ids_BT": ids_T[None],
+        "segment_ids_BT": np.ones((1, len(ids_T)), np.int32),
+        "position_ids_BT": np.arange(len(ids_T), dtype=np.int32)[None],
+    }
+    logits_PV = trained.model(batch, jnp.asarray(positions_P)[None])[0, :, : tokenizer.vocab_size]
+    found = []
+    for p_V in np.asarray(jax.nn.softmax(logits_PV, axis=-1)):
+        best = np.argsort(-p_V, kind="stable")[:most]
+        found.append([(tokenizer.decode([int(i)]), float(p_V[i])) for i in best])
+    return found
+
+
+def main(argv: list[str]) -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m jaxbert.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, metavar="DIR")
+    parser.add_argument("--step", default="latest", help="latest, best (lowest held-out loss) or a number")
+    parser.add_argument("--fill", action="append", default=[], metavar="TEXT", help="text with [MASK]; may be repeated")
+    flags = parser.parse_args(argv)
+    result, trained = evaluate(flags.workdir, flags.step)
+    result["fills"] = [{"text": text, "masks": fill(trained, text)} for text in flags.fill]
+    runs.write_json(Path(flags.workdir) / "evaluation.json", result)
+    console = Console(highlight=False)
+    table = Table(title=f"{flags.workdir} at step {trained.step:,}")
+    table.add_column("held out")
+    table.add_column("value", justify="right")
+    for label, value in (
+        ("loss (nats a masked token)", f"{result['loss']:.4f}"),
+        ("unigram baseline", f"{result['unigram_baseline']:.4f}"),
+        ("below the baseline", f"{result['below_baseline']:.4f}"),
+        ("accuracy", f"{result['accuracy']:.4f}"),
+        ("bits a character", f"{result['bits_per_character']:.4f}"),
+        ("masked tokens", f"{result['masked_tokens']:,}"),
+    ):
+        table.add_row(label, value)
+    console.print(table)
+    for filled in result["fills"]:
+        console.print(filled["text"], markup=False)
+        for choices in filled["masks"]:
+            console.print("    " + "  ".join(f"{text!r} {p:.3f}" for text, p in choices), markup=False)
+
+
+if __name__ == "__main__":
+    run(main)

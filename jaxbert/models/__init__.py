@@ -1,0 +1,1 @@
+"""Encoders, one file an architecture; the only place that imports flax."""

@@ -1,0 +1,184 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805; code: google-research/bert modeling.py), exactly as published.
+
+Post-norm blocks; the layers are stacked on a leading axis and scanned, so compile time does not grow with depth.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxbert.config import Model
+from jaxbert.errors import BadInput
+from jaxbert.models import layers
+from jaxbert.models.embeddings import Embeddings
+from jaxbert.ops.attention.reference import attention
+from jaxbert.ops.dropout import dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Model):
+    """Fields that are None take the named size's value."""
+
+    num_layers: int | None = None
+    hidden_size: int | None = None
+    num_heads: int | None = None
+    feed_forward_size: int | None = None
+    max_positions: int = 512
+    type_vocab_size: int = 2
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    rematerialize: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again, to save memory
+    unroll: int = 1  # layers a scan step holds: more compile time, less loop overhead
+
+
+def _size(num_layers: int, hidden_size: int, num_heads: int | None = None) -> dict[str, int]:
+    return {
+        "num_layers": num_layers,
+        "hidden_size": hidden_size,
+        "num_heads": num_heads or hidden_size // 64,
+        "feed_forward_size": 4 * hidden_size,
+    }
+
+
+# Turc et al. 2019, arXiv:1908.08962, the 24 released models; base and large: Devlin et al. 2019, §3.
+SIZES = {f"bert_L{n}_D{d}": _size(n, d) for n in (2, 4, 6, 8, 10, 12) for d in (128, 256, 512, 768)} | {
+    "bert_tiny": _size(2, 128),
+    "bert_mini": _size(4, 256),
+    "bert_small": _size(4, 512),
+    "bert_medium": _size(8, 512),
+    "bert_base": _size(12, 768),
+    "bert_large": _size(24, 1024),
+}
+INPUTS = ("token_type_ids_BT",)  # beyond input_ids_BT, segment_ids_BT and position_ids_BT; optional
+
+
+def forward_flops(config: Config, row_length: int) -> float:
+    """Floating-point operations of the products of one row's forward pass: projections, scores, values, feed-forward.
+
+    Scores count the whole row: packed rows compute them all.
+    """
+    D, F, T = config.hidden_size, config.feed_forward_size, row_length
+    return config.num_layers * 2.0 * T * (4 * D * D + 2 * T * D + 2 * D * F)
+
+
+class Block(nnx.Module):
+    """Self-attention and feed-forward, each followed by dropout, the residual and a layer norm."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        """Kernels truncated normal, biases 0, norms (1, 0)."""
+        D, N, F = config.hidden_size, config.num_heads, config.feed_forward_size
+        H = D // N
+
+        def kernel(*shape: int) -> nnx.Param:
+            return layers.truncated_normal(rngs.params(), shape, config.initializer_range)
+
+        self.query_DNH, self.query_bias_NH = kernel(D, N, H), layers.zeros(N, H)
+        self.key_DNH, self.key_bias_NH = kernel(D, N, H), layers.zeros(N, H)
+        self.value_DNH, self.value_bias_NH = kernel(D, N, H), layers.zeros(N, H)
+        self.output_NHD, self.output_bias_D = kernel(N, H, D), layers.zeros(D)
+        self.attention_norm = layers.LayerNorm(D, epsilon=config.norm_epsilon)
+        self.up_DF, self.up_bias_F = kernel(D, F), layers.zeros(F)
+        self.down_FD, self.down_bias_D = kernel(F, D), layers.zeros(D)
+        self.feed_forward_norm = layers.LayerNorm(D, epsilon=config.norm_epsilon)
+        self.config = config
+
+    def __call__(self, x_BTD: jax.Array, batch: dict[str, jax.Array], *, key: jax.Array | None = None) -> jax.Array:
+        """(B, T, D) → (B, T, D); `key` None: deterministic."""
+        config, segment_ids_BT = self.config, batch["segment_ids_BT"]
+        keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
+        q_BTNH = layers.project("BTD,DNH->BTNH", x_BTD, self.query_DNH, self.query_bias_NH)
+        k_BTNH = layers.project("BTD,DNH->BTNH", x_BTD, self.key_DNH, self.key_bias_NH)
+        v_BTNH = layers.project("BTD,DNH->BTNH", x_BTD, self.value_DNH, self.value_bias_NH)
+        a_BTNH = attention(
+            q_BTNH, k_BTNH, v_BTNH, segment_ids_BT, segment_ids_BT, dropout_rate=config.attention_dropout, key=keys[0]
+        )
+        a_BTD = layers.project("BTNH,NHD->BTD", a_BTNH, self.output_NHD, self.output_bias_D)
+        x_BTD = self.attention_norm(x_BTD + dropout(a_BTD, config.hidden_dropout, keys[1]))
+        f_BTF = layers.ACTIVATIONS[config.activation](layers.project("BTD,DF->BTF", x_BTD, self.up_DF, self.up_bias_F))
+        f_BTD = layers.project("BTF,FD->BTD", f_BTF, self.down_FD, self.down_bias_D)
+        return self.feed_forward_norm(x_BTD + dropout(f_BTD, config.hidden_dropout, keys[2]))
+
+
+REMATERIALIZE = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Bert(nnx.Module):
+    """The encoder: embeddings, norm, `num_layers` equal blocks."""
+
+    packs = True  # attention stays within segments and positions restart, so several documents share a row
+
+    def __init__(self, config: Config, vocab_size: int, *, rngs: nnx.Rngs):
+        """`config` resolved (every size given); `vocab_size` true, the table is padded to a multiple of 128.
+
+        Raises BadInput if the number of heads does not divide the width.
+        """
+        if config.hidden_size % config.num_heads:
+            raise BadInput(
+                f"model.num_heads: {config.num_heads} does not divide model.hidden_size {config.hidden_size}"
+            )
+        self.embeddings = Embeddings(
+            vocab_size,
+            config.max_positions,
+            config.type_vocab_size,
+            config.hidden_size,
+            stddev=config.initializer_range,
+            rngs=rngs,
+        )
+        self.embedding_norm = layers.LayerNorm(config.hidden_size, epsilon=config.norm_epsilon)
+        keys = jax.random.split(rngs.params(), config.num_layers)
+        self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
+        self.config, self.vocab_size = config, vocab_size
+
+    @property
+    def embedding_VD(self) -> jax.Array:
+        """The word table with its padded rows, (V, D)."""
+        return self.embeddings.word_VD[...]
+
+    def __call__(
+        self,
+        batch: dict[str, jax.Array],
+        *,
+        key: jax.Array | None = None,
+        dtype: Any = None,
+        collect: tuple[str, ...] = (),
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Final states (B, T, D) in `dtype` (None: the parameters'), and what `collect` names.
+
+        `collect=("hidden_states",)` gives (layers + 1, B, T, D): the embedding output, then each block's.
+        `key` None: deterministic. Positions past `max_positions` are the caller's error (prepare and train check).
+        """
+        config = self.config
+        dtype = dtype or self.embeddings.word_VD[...].dtype
+        x_BTD = self.embedding_norm(self.embeddings(batch, dtype))
+        embedding_key, layer_keys = None, None
+        if key is not None:
+            embedding_key, *rest = jax.random.split(key, config.num_layers + 1)
+            layer_keys = jnp.stack(rest)
+        x_BTD = dropout(x_BTD, config.hidden_dropout, embedding_key)
+
+        def step(x_BTD: jax.Array, layer: tuple[Block, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
+            block, layer_key = layer
+            y_BTD = block(x_BTD, batch, key=layer_key)
+            return y_BTD, (y_BTD if "hidden_states" in collect else None)
+
+        if config.rematerialize != "none":
+            step = jax.checkpoint(step, policy=REMATERIALIZE[config.rematerialize])
+        first_BTD = x_BTD
+        x_BTD, states_LBTD = jax.lax.scan(step, x_BTD, (self.blocks, layer_keys), unroll=config.unroll)
+        extras = {}
+        if "hidden_states" in collect:
+            extras["hidden_states"] = jnp.concatenate([first_BTD[None], states_LBTD])
+        return x_BTD, extras
+
+
+Encoder = Bert

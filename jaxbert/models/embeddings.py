@@ -1,0 +1,37 @@
+"""Token, position and type embeddings."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxbert.models import layers
+
+VOCABULARY_MULTIPLE = 128  # stored rows; the lanes of a TPU's matrix unit
+
+
+def padded(vocab_size: int) -> int:
+    """Stored rows of a vocabulary of `vocab_size`: the next multiple of 128. Rows beyond it are zero and stay zero."""
+    return math.ceil(vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+class Embeddings(nnx.Module):
+    """The sum of word, position and token-type embeddings (Devlin et al. 2019, §3)."""
+
+    def __init__(self, vocab_size: int, positions: int, types: int, width: int, *, stddev: float, rngs: nnx.Rngs):
+        """Tables are truncated normal; the word table has `padded(vocab_size)` rows, those past vocab_size zero."""
+        word_VD = layers.truncated_normal(rngs.params(), (padded(vocab_size), width), stddev)
+        self.word_VD = nnx.Param(word_VD[...].at[vocab_size:].set(0.0))
+        self.position_TD = layers.truncated_normal(rngs.params(), (positions, width), stddev)
+        self.type_GD = layers.truncated_normal(rngs.params(), (types, width), stddev)
+
+    def __call__(self, batch: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
+        """(B, T) integers of a batch → (B, T, D) in `dtype`. Without `token_type_ids_BT` every type is 0."""
+        x_BTD = jnp.take(self.word_VD[...], batch["input_ids_BT"], axis=0)
+        x_BTD = x_BTD + jnp.take(self.position_TD[...], batch["position_ids_BT"], axis=0)
+        if "token_type_ids_BT" in batch:
+            x_BTD = x_BTD + jnp.take(self.type_GD[...], batch["token_type_ids_BT"], axis=0)
+        else:
+            x_BTD = x_BTD + self.type_GD[0]
+        return x_BTD.astype(dtype)

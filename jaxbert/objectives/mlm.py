@@ -1,0 +1,114 @@
+"""Masked language modelling (Devlin et al. 2019, §3.1): the loss at masked tokens, gathered before the vocabulary."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbert import config as config_module
+from jaxbert.data import masking
+from jaxbert.data.source import Rows, Validation, position_ids
+
+Batch = dict[str, Any]
+
+
+class MaskedLanguageModelling:
+    """The objective interface: `init`, `make_batch`, `loss`, `score`; the loop sees a pytree and dicts of arrays."""
+
+    def __init__(self, config: config_module.Config, *, vocab_size: int, mask_id: int, special_ids: frozenset[int]):
+        """A resolved recipe and what the tokenizer says: true vocabulary size, [MASK], ids that are never masked."""
+        self.config, self.vocab_size, self.mask_id = config, vocab_size, mask_id
+        self.special_ids = special_ids
+        self.special_ids_array = np.array(sorted(special_ids), np.int32)
+        self.family = config_module.family(config.model.name)
+        self.dtype = jnp.dtype(config.train.dtype)
+        self.initial_loss = math.log(vocab_size)  # of a model that knows nothing, nats
+
+    def init(self, key: jax.Array) -> Any:
+        """A fresh model, float32: the encoder and a masked-LM head. Pure, so `jax.eval_shape` and jit apply."""
+        from jaxbert.models.heads import MaskedLM
+
+        return MaskedLM(self.family.Encoder, self.config.model, self.vocab_size, key)
+
+    def make_batch(self, rows: Rows, epoch_B: np.ndarray, row_B: np.ndarray, seed: int) -> Batch:
+        """Rows by index, masked: a pure function of (seed, epoch, row), on the host, numpy.
+
+        Returns input_ids_BT, segment_ids_BT, position_ids_BT, positions_BP, labels_BP (int32), weights_BP (float32),
+        and `tokens_B` (real tokens of a row, int32), which the loop sums.
+        """
+        ids_BT, starts_word_BT, segment_ids_BT = rows[row_B]
+        objective = self.config.objective
+        masked = masking.mask(
+            ids_BT,
+            starts_word_BT,
+            (segment_ids_BT > 0) & ~np.isin(ids_BT, self.special_ids_array),
+            masking.row_keys(seed, epoch_B, row_B),
+            rate=objective.mask_rate,
+            mask_share=objective.mask_share,
+            random_share=objective.random_share,
+            whole_words=objective.whole_words,
+            mask_id=self.mask_id,
+            vocab_size=self.vocab_size,
+            special_ids=self.special_ids,
+            predictions=masking.predictions(objective.mask_rate, rows.row_length),
+        )
+        return {
+            "input_ids_BT": masked.input_ids_RT,
+            "segment_ids_BT": segment_ids_BT,
+            "position_ids_BT": position_ids(segment_ids_BT),
+            "positions_BP": masked.positions_RP,
+            "labels_BP": masked.labels_RP,
+            "weights_BP": masked.weights_RP,
+            "tokens_B": (segment_ids_BT > 0).sum(1, dtype=np.int32),
+        }
+
+    def make_validation_batch(self, validation: Validation, row_B: np.ndarray) -> Batch:
+        """Held-out pieces by index, with the predicted positions and replacements that prepare fixed.
+
+        An index at or past the number of pieces gives an empty row of weight 0, so that batches keep one shape.
+        """
+        real_B = row_B < len(validation)
+        piece = validation[np.where(real_B, row_B, 0)]
+        segment_ids_BT = np.where(real_B[:, None], piece.segment_ids_RT, 0).astype(np.int32)
+        return {
+            "input_ids_BT": piece.input_ids_RT,
+            "segment_ids_BT": segment_ids_BT,
+            "position_ids_BT": position_ids(segment_ids_BT),
+            "positions_BP": piece.positions_RP,
+            "labels_BP": piece.labels_RP,
+            "weights_BP": piece.weights_RP * real_B[:, None].astype(np.float32),
+        }
+
+    def _predict(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Negative log likelihoods and hits, (B, P) each, before weighting."""
+        logits_BPV = model(batch, batch["positions_BP"], key=key, dtype=self.dtype)
+        # A comparison with iota, not a gather: its gradient is elementwise and fuses with the softmax's.
+        is_label_BPV = jnp.arange(logits_BPV.shape[-1]) == batch["labels_BP"][..., None]
+        label_logit_BP = jnp.sum(jnp.where(is_label_BPV, logits_BPV, 0.0), axis=-1)
+        nll_BP = jax.nn.logsumexp(logits_BPV, axis=-1) - label_logit_BP
+        return nll_BP, jnp.argmax(logits_BPV, axis=-1) == batch["labels_BP"]
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+        """(sum of −log p over predicted tokens in nats, their number, {"accuracy": sum of hits}), scalars.
+
+        `key` None: no dropout. Sums, so that batches and devices add before anyone divides.
+        """
+        nll_BP, hit_BP = self._predict(model, batch, key)
+        weights_BP = batch["weights_BP"].astype(nll_BP.dtype)
+        return jnp.sum(nll_BP * weights_BP), jnp.sum(weights_BP), {"accuracy": jnp.sum(hit_BP * weights_BP)}
+
+    def score(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Deterministic sums over the batch: loss (nats), accuracy (hits), count (predicted tokens)."""
+        total, count, metrics = self.loss(model, batch, None)
+        return {"loss": total, "count": count, **metrics}
+
+    def step_flops(self, rows: int, row_length: int) -> float:
+        """Model floating-point operations of one training step: 3 × forward (Kaplan et al. 2020, §2.1), per batch.
+
+        Products only; recomputation and the optimizer do not count. The head counts its P predicted positions.
+        """
+        config, predictions = self.config.model, masking.predictions(self.config.objective.mask_rate, row_length)
+        head = 2 * predictions * config.hidden_size * (config.hidden_size + self.vocab_size)
+        return 3.0 * rows * (self.family.forward_flops(config, row_length) + head)

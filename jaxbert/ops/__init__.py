@@ -1,0 +1,1 @@
+"""Operations, one folder each: `reference.py` is the specification in plain jnp."""

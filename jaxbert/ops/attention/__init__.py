@@ -1,0 +1,1 @@
+"""Bidirectional attention within segments."""

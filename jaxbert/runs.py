@@ -1,0 +1,151 @@
+"""A run directory: what it was made from, what may change on resume, and its model for those who read it.
+
+config.json  metrics.jsonl  checkpoints/  tokenizer/  tensorboard/  evaluation.json  summary.json
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from jaxbert import checkpoint, objectives
+from jaxbert import config as configs
+from jaxbert.data.tokenizer import TextTokenizer
+from jaxbert.errors import BadInput
+
+# What changes neither the batches nor the update of any step; everything else must be as it was.
+MAY_CHANGE = (
+    "corpus.input",
+    "corpus.workers",
+    "sharding.",
+    "train.log_every",
+    "train.bad_step",
+    "train.max_skipped",
+    "train.check_first_loss",
+    "checkpoint.",
+    "evaluation.every",
+    "evaluation.rows",
+    "evaluation.batch_size",
+    "model.initialize_from",
+    "model.unroll",
+    "model.rematerialize",
+)
+MAY_CHANGE_UNDER_WSD = ("train.steps", "train.tokens", "train.epochs")  # the rate before the decay depends on no length
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON under a temporary name, then renamed: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
+    """Make the run directory, or check that the recipe is the one that it was started with.
+
+    Raises BadInput naming every field that differs and may not, or if the directory cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir) as probe:
+            probe.write(b"\0" * 2**20)
+            probe.flush()
+    except OSError as error:
+        raise BadInput(
+            f"--workdir: cannot write to {workdir}: {error.strerror}; free space or choose another"
+        ) from None
+    new = configs.to_dict(config)
+    if (workdir / "config.json").exists():
+        old = _read_config(workdir)
+        constant = config.schedule.name in ("wsd", "constant")
+        allowed = MAY_CHANGE + (MAY_CHANGE_UNDER_WSD if constant else ())
+        changed = [d for d in configs.differences(old, new) if not d[0].startswith(allowed)]
+        if changed:
+            fields = "; ".join(f"{name} was {a!r}, now {b!r}" for name, a, b in changed)
+            raise BadInput(
+                f"{workdir} holds a run of another recipe: {fields}. Take the old values or another --workdir"
+            )
+    # The tokenizer first: a run directory with a config.json has its tokenizer.
+    if not (workdir / "tokenizer").exists():
+        partial = workdir / f"tokenizer.tmp-{os.getpid()}"
+        shutil.copytree(corpus / "tokenizer", partial)
+        partial.rename(workdir / "tokenizer")
+    write_json(workdir / "config.json", new)
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise BadInput(f"--workdir: {workdir} has no config.json; it is not the directory of a training run")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path} is not JSON ({error}); the run was damaged") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model with what belongs to it."""
+
+    config: configs.Config
+    objective: Any
+    model: Any  # pytree of float32 arrays on the default device
+    tokenizer: TextTokenizer
+    step: int
+    loop: dict[str, Any]  # what the loop stored beside the state: step, tokens, fingerprints
+
+
+def load_run(workdir: str | Path, step: str = "latest") -> Run:
+    """The model of a run at a step ("latest", "best" by held-out loss, or a number), fingerprints checked.
+
+    Raises BadInput if the directory is no run, has no such step, or the step's checkpoint is not whole.
+    """
+    workdir = Path(workdir)
+    config = configs.from_dict(_read_config(workdir))
+    tokenizer = TextTokenizer.load(workdir / "tokenizer")
+    objective = objectives.make(
+        config, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, special_ids=tokenizer.special_ids
+    )
+    directory = (workdir / "checkpoints").absolute()
+    steps = checkpoint.steps_in(directory)
+    if not steps:
+        raise BadInput(f"{directory} has no checkpoint; train first, or for longer than checkpoint.every steps")
+    candidates = _candidates(workdir, step, steps)
+    abstract = jax.eval_shape(objective.init, jax.random.key(0))
+    here = SingleDeviceSharding(jax.devices()[0])
+    target = {"model": checkpoint.abstract_with_shardings(abstract, jax.tree.map(lambda _: here, abstract))}
+    problems = []
+    for number in candidates:
+        try:
+            state, loop = checkpoint.read(directory, number, target)
+        except ValueError as error:
+            problems.append(f"step {number}: {error}")
+            continue
+        for problem in problems:
+            checkpoint.log.warning("checkpoint is broken, an older one is taken: %s", problem)
+        return Run(config, objective, state["model"], tokenizer, number, loop)
+    raise BadInput(f"{directory}: no whole checkpoint ({'; '.join(problems)}); choose another --step of {steps}")
+
+
+def _candidates(workdir: Path, step: str, steps: list[int]) -> list[int]:
+    """Steps to try, in order: the one asked for, and for "latest" every older one behind it."""
+    if step == "latest":
+        return steps[::-1]
+    if step == "best":
+        scores = {}
+        for line in (workdir / "metrics.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            if record["split"] == "validation" and record["step"] in steps:
+                scores[record["step"]] = record["loss"]
+        if not scores:
+            raise BadInput(f"--step=best: no checkpoint of {workdir} was scored; use --step=latest")
+        return [min(scores, key=lambda s: scores[s])]
+    if not step.isdigit() or int(step) not in steps:
+        raise BadInput(f"--step: {step!r} is not latest, best or one of {steps}")
+    return [int(step)]

@@ -1,0 +1,75 @@
+"""Where every array lies: a mesh `data × fsdp × tensor` and a table of letters.
+
+A parameter's name ends in its axes (`query_DNH`); a stacked layer's array has one axis more, in front. The table says
+which mesh axis splits which letter, so a new encoder is sharded by naming its parameters.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxbert.config import Sharding
+from jaxbert.errors import BadInput
+
+LETTERS = {"N": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(sharding: Sharding, batch_rows: int) -> Mesh:
+    """A mesh over all devices; one axis may be -1 and takes what the others leave.
+
+    `batch_rows`: rows that one forward pass holds, which data × fsdp must divide. Raises BadInput otherwise.
+    """
+    sizes = {"data": sharding.data, "fsdp": sharding.fsdp, "tensor": sharding.tensor}
+    devices, free = jax.device_count(), [axis for axis, size in sizes.items() if size == -1]
+    if any(size < 1 and size != -1 for size in sizes.values()) or len(free) > 1:
+        raise BadInput(f"sharding: {sizes}; every axis is 1 or more, and at most one is -1 (the rest of the devices)")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if devices % fixed or (not free and fixed != devices):
+        raise BadInput(
+            f"sharding: {sizes} does not fit {devices} devices; the product must be {devices}, or leave one -1"
+        )
+    for axis in free:
+        sizes[axis] = devices // fixed
+    if batch_rows % (sizes["data"] * sizes["fsdp"]):
+        raise BadInput(
+            f"train.batch_size: {batch_rows} rows (batch_size / accumulate) do not divide among "
+            f"{sizes['data'] * sizes['fsdp']} devices (sharding.data × sharding.fsdp); choose a multiple"
+        )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def parameter_name(path: tuple[Any, ...]) -> str:
+    """The attribute's name of a leaf ("query_DNH"), from its tree path; NNX adds `.value` behind it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value").rpartition("/")[2]
+
+
+def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    letters = parameter_name(path).rpartition("_")[2]
+    stacked = len(shape) - len(letters)
+    if not letters.isupper() or stacked not in (0, 1):
+        return PartitionSpec()  # counters and other scalars of the state
+    axes: list[str | None] = [None] * stacked
+    for letter, size in zip(letters, shape[stacked:], strict=True):
+        axis = LETTERS.get(letter)
+        # An axis splits once, and only evenly: a size that does not divide stays whole on every device.
+        axes.append(axis if axis and axis not in axes and size % mesh.shape[axis] == 0 else None)
+    return PartitionSpec(*axes)
+
+
+def shard_by_name(tree: Any, mesh: Mesh) -> Any:
+    """NamedShardings of the shape of `tree` (arrays or ShapeDtypeStructs), by the letters of each leaf's name."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: NamedSharding(mesh, _spec(p, x.shape, mesh)), tree)
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Rows split over data and fsdp; `leading` axes before them stay whole."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
+
+
+def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """A host batch on the devices, asynchronously."""
+    return {name: jax.device_put(array, sharding) for name, array in batch.items()}

@@ -1,0 +1,62 @@
+"""What tests share: the CPU device, one small prepared corpus and one small trained run."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+from jaxbert import config, prepare
+from tests.pseudo_galician import documents
+
+LICENCE, ATTRIBUTION = "CC0-1.0", "made up by tests/pseudo_galician.py"
+
+
+def tiny_recipe(directory: Path, text: Path) -> config.Config:
+    """A resolved recipe in which everything is small and no size is a round one: 600 pieces, 2 layers, 20 steps."""
+    return config.resolve(
+        config.Config(
+            corpus=config.Corpus(
+                input=(str(text),),
+                language="gl",
+                directory=str(directory),
+                validation_share=0.2,
+                licence=LICENCE,
+                attribution=ATTRIBUTION,
+                clean=config.Clean(identify_language=False),
+            ),
+            tokenizer=config.Tokenizer(vocab_size=600),
+            data=config.Data(row_length=64),
+            model=config.named_model(
+                "bert_tiny", num_layers=2, hidden_size=32, num_heads=2, feed_forward_size=64, max_positions=96
+            ),
+            train=config.Train(batch_size=8, steps=20, log_every=5),
+            optimizer=config.Optimizer(learning_rate=5e-3),
+            checkpoint=config.Checkpoint(every=5, keep_last=2),
+            evaluation=config.Evaluation(every=10, batch_size=16, piece_length=32),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> config.Config:
+    """The resolved recipe of a prepared corpus of 200 made-up documents. Tests that change it take a copy."""
+    place = tmp_path_factory.mktemp("tiny")
+    (place / "text.txt").write_text("\n\n".join(documents(200)), encoding="utf-8")
+    settings = tiny_recipe(place / "corpus", place / "text.txt")
+    prepare.prepare(settings)
+    return settings
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_corpus: config.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run on it: scored at steps 10 and 20, saved at 5, 10, 15 and 20, the last two kept.
+
+    Tests that change it take a copy.
+    """
+    from jaxbert import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    train.train(tiny_corpus, workdir)
+    return workdir

@@ -1,0 +1,282 @@
+"""Cleaning: each step changes what it should and counts it; duplicates and the split do not depend on other data."""
+
+import dataclasses
+import unicodedata
+from collections import Counter
+
+import ftfy
+import pytest
+
+from jaxbert.config import Clean, Corpus
+from jaxbert.data import clean
+from jaxbert.data.readers import Document
+from jaxbert.errors import BadInput
+
+OFF = Clean(
+    repair=False,
+    control_characters=False,
+    min_words=0,
+    min_letters=0.0,
+    identify_language=False,
+    duplicates="off",
+)
+GALICIAN = (
+    "A cidade medrou ao carón do río e hoxe viven nela máis de cen mil persoas.\n"
+    "O concello aprobou onte unha nova ordenanza para protexer as casas vellas da ribeira.\n"
+    "Cando chegou o inverno, os mariñeiros deixaron as dornas na praia e xuntáronse na taberna."
+)
+ENGLISH = "The city council approved a new regulation yesterday to protect the old houses by the river."
+SPANISH = (
+    "El ayuntamiento aprobó ayer una nueva ordenanza para proteger las casas viejas de la ribera.\n"
+    "Cuando llegó el invierno, los marineros dejaron las barcas en la playa y se reunieron en la taberna."
+)
+
+
+def one(text: str, steps: Clean = OFF, language: str = "gl") -> clean.Cleaned:
+    (cleaned,) = clean.clean_block([Document(text, "a#1", "a")], Corpus(language=language, clean=steps))
+    assert cleaned.fate in clean.FATES
+    return cleaned
+
+
+def only(**fields) -> Clean:
+    return dataclasses.replace(OFF, **fields)
+
+
+# --- fates and counts ---
+
+
+def test_with_every_step_off_paragraphs_pass_as_they_are():
+    cleaned = one("a\x01 &amp;\n\n1 2\n")
+    assert (cleaned.text, cleaned.fate, cleaned.paragraphs) == ("a\x01 &amp;\n1 2", "kept", {"kept": 2})
+
+
+def test_a_document_of_white_space_or_nul_is_empty():
+    assert one(" \n\t\n").fate == "empty"
+    nul = one("\0\0", only(control_characters=True))
+    assert (nul.fate, nul.changed["nul_bytes"]) == ("empty", 2)
+
+
+def test_every_paragraph_is_counted_under_one_outcome():
+    text = f"Curto\n1 2 3 4 5 6 7 8 9\n{ENGLISH}\n{GALICIAN}"
+    cleaned = one(text, Clean())
+    assert cleaned.text == GALICIAN
+    assert cleaned.paragraphs == {"too_few_words": 1, "too_few_letters": 1, "language": 1, "kept": 3}
+    assert cleaned.languages == {"en": 1}
+
+
+def test_a_document_keeps_its_original_text_when_rejected():
+    assert one("Un só", only(min_words=4)).text == "Un só"
+
+
+def test_the_fate_is_language_when_most_of_the_text_went_for_it():
+    foreign = one(f"Curto\n{ENGLISH}", Clean())
+    assert (foreign.fate, foreign.detail) == ("language", "en")
+    assert one("Curto\nMáis curto\n1 2 3 4 5", Clean()).fate == "no_paragraph_left"
+
+
+def test_a_document_that_raises_is_rejected_with_its_error_and_the_others_are_cleaned(monkeypatch):
+    def failing(text):
+        if "bad" in text:
+            raise RuntimeError("no luck")
+        return text, 0
+
+    monkeypatch.setattr(clean, "repair", failing)
+    documents = [Document(t, f"a#{i}", "a") for i, t in enumerate(["good", "bad", "good too"])]
+    cleaned = clean.clean_block(documents, Corpus(clean=only(repair=True)))
+    assert [c.fate for c in cleaned] == ["kept", "error", "kept"]
+    assert cleaned[1].detail == "a#1: RuntimeError: no luck"
+
+
+# --- repair ---
+
+REPAIRED = [
+    ("mojibake", "O prÃ³ximo aÃ±o", "O próximo año"),
+    ("entities", "pan &amp; vi&ntilde;o", "pan & viño"),
+    ("decomposed", unicodedata.normalize("NFD", "canción"), "canción"),
+    ("mojibake in NFD", unicodedata.normalize("NFD", "O prÃ³ximo aÃ±o"), "O próximo año"),
+    ("C1 control", "xa\x85 e “así”", "xa… e “así”"),
+    ("ligature", "o ﬁn", "o fin"),
+    ("full width", "ＬＯＵＤ", "LOUD"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), [case[1:] for case in REPAIRED], ids=[case[0] for case in REPAIRED])
+def test_repair_mends(text, expected):
+    assert clean.repair(f"ok\n{text}") == (f"ok\n{expected}", 1)
+
+
+@pytest.mark.parametrize("text", ["„Zażółć” – «así» ‘é’ “tal”", "x² ½ № ™ 10 µm", "A & B &co; C", "𝒳 é"])
+def test_repair_leaves_alone_quotation_marks_compatibility_characters_and_plain_text(text):
+    assert clean.repair(text) == (text, 0)
+
+
+def test_repair_equals_ftfy_on_every_line_of_mojibake_in_many_encodings():
+    lines = [
+        line for t in (GALICIAN, ENGLISH, "Zażółć „gęślą” jaźń – 5 °C … ½", "â Ã Â ï¿½ Ð Ñ") for line in t.split("\n")
+    ]
+    for encoding in ("cp1252", "latin-1", "cp1250", "cp1251", "mac_roman"):
+        for form in ("NFC", "NFD"):
+            text = "\n".join(unicodedata.normalize(form, x.encode().decode(encoding, "replace")) for x in lines)
+            expected = "\n".join(ftfy.fix_text(line, clean.FTFY) for line in text.split("\n"))
+            assert clean.repair(text)[0] == expected
+
+
+def test_repair_can_be_off():
+    assert one("pan &amp; viño").text == "pan &amp; viño"
+    assert one("pan &amp; viño", only(repair=True)).text == "pan & viño"
+
+
+# --- control characters ---
+
+
+def test_control_characters_go_and_are_counted_while_tabs_breaks_and_joiners_stay():
+    text = "a\0b\x07c\td\u00ade\ufeff\nf\u200cg\u200dh"
+    assert clean.remove_control_characters(text) == ("abc\tde\nf\u200cg\u200dh", 4)
+
+
+def test_halves_of_surrogate_pairs_are_removed_so_that_text_can_be_written():
+    cleaned = one("a\ud800b", only(control_characters=True))
+    assert (cleaned.text, cleaned.changed["control_characters"]) == ("ab", 1)
+
+
+# --- paragraph filters ---
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\r", "\n\n", "\u2028"])
+def test_every_kind_of_line_break_ends_a_paragraph(separator):
+    assert one(f"un{separator}dous", only(repair=True)).text == "un\ndous"
+
+
+def test_min_words_counts_words_between_white_space():
+    assert one("un dous tres\nun dous tres catro", only(min_words=4)).text == "un dous tres catro"
+
+
+def test_min_letters_is_a_share_of_visible_characters():
+    assert clean.letters_share("ab 12") == 0.5
+    assert one("abc 1\nab 12", only(min_letters=0.6)).text == "abc 1"
+
+
+def test_vowel_signs_count_as_letters():
+    assert clean.letters_share("हिन्दी") == 1.0
+
+
+# --- language ---
+
+
+def test_english_between_galician_paragraphs_is_rejected_and_its_neighbours_stay():
+    first, second, third = GALICIAN.split("\n")
+    cleaned = one("\n".join([first, ENGLISH, second, ENGLISH + " Twice.", third]), only(identify_language=True))
+    assert (cleaned.text, cleaned.languages) == (GALICIAN, {"en": 2})
+
+
+def test_a_short_paragraph_takes_evidence_from_its_neighbours():
+    short = "Copiar os datos seleccionados"
+    steps = only(identify_language=True)
+    assert one(short, steps).fate == "language"  # by itself it is taken for Spanish
+    assert short in one(f"{GALICIAN}\n{short}", steps).text.split("\n")
+
+
+def test_a_short_english_paragraph_does_not_become_galician_by_its_neighbours():
+    cleaned = one(f"{GALICIAN}\nPrint this page now", only(identify_language=True))
+    assert cleaned.text == GALICIAN
+
+
+def test_spanish_is_not_galician():
+    assert one(SPANISH, only(identify_language=True, language_threshold=0.2)).detail == "es"
+
+
+def test_several_languages_can_be_accepted():
+    steps = only(identify_language=True, languages=("es", "en"))
+    cleaned = one(f"{SPANISH}\n{ENGLISH}\n{GALICIAN}", steps)
+    assert cleaned.text == f"{SPANISH}\n{ENGLISH}"
+
+
+def test_only_the_start_of_a_paragraph_is_looked_at():
+    long = GALICIAN.replace("\n", " ") * 2
+    assert len(long) > clean.PARAGRAPH_CHARACTERS
+    assert one(long + ENGLISH * 50, only(identify_language=True)).fate == "kept"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        (Corpus(), "corpus.language: empty"),
+        (Corpus(language="xx"), "not 'xx'"),
+        (Corpus(language="gl", clean=Clean(languages=("gl", "zzz"))), "not 'zzz'"),
+    ],
+)
+def test_a_language_that_the_identifier_does_not_know_stops_with_the_remedy(corpus, words):
+    with pytest.raises(BadInput, match=f"{words}.*identify_language=false"):
+        clean.check(corpus)
+
+
+def test_languages_are_not_checked_when_identification_is_off():
+    clean.check(Corpus(language="xx", clean=OFF))
+
+
+def test_codes_that_the_identifier_calls_otherwise_are_known():
+    clean.check(Corpus(language="nb"))
+
+
+# --- duplicates ---
+
+
+def cleaned_and_deduplicated(texts: list[str], mode: str) -> list[clean.Cleaned]:
+    documents = [Document(t, f"a#{i}", "a") for i, t in enumerate(texts)]
+    duplicates = clean.Duplicates(mode)
+    return [duplicates.apply(c) for c in clean.clean_block(documents, Corpus(clean=OFF))]
+
+
+def test_a_repeated_document_is_a_duplicate_even_with_other_white_space():
+    first, second = cleaned_and_deduplicated(["un dous\ntres", "un  dous\n\n tres"], "document")
+    assert (first.fate, second.fate, second.detail) == ("kept", "duplicate", "of a document")
+    assert second.paragraphs == {"duplicate": 2}
+
+
+def test_repeated_paragraphs_go_and_the_first_stays():
+    first, second, third = cleaned_and_deduplicated(["un\ndous", "dous\ntres\ntres", "tres\nun"], "paragraph")
+    assert (first.text, second.text) == ("un\ndous", "tres")
+    assert second.paragraphs == {"kept": 1, "duplicate": 2}
+    assert (third.fate, third.detail) == ("duplicate", "of paragraphs")
+
+
+def test_documents_alone_are_compared_on_request_and_nothing_when_off():
+    assert [c.text for c in cleaned_and_deduplicated(["un\ndous", "dous"], "document")] == ["un\ndous", "dous"]
+    assert [c.fate for c in cleaned_and_deduplicated(["un", "un"], "off")] == ["kept", "kept"]
+
+
+def test_fates_and_paragraphs_add_up_to_the_input():
+    texts = ["", ENGLISH, GALICIAN, GALICIAN, f"{GALICIAN}\nUnha frase nova que ninguén escribiu antes.", "Curto", "\0"]
+    corpus = Corpus(language="gl", clean=Clean())
+    duplicates = clean.Duplicates("paragraph")
+    cleaned = [
+        duplicates.apply(c) for c in clean.clean_block([Document(t, str(i), "a") for i, t in enumerate(texts)], corpus)
+    ]
+    fates = Counter(c.fate for c in cleaned)
+    assert fates == {"kept": 2, "empty": 2, "language": 1, "duplicate": 1, "no_paragraph_left": 1}
+    assert sum((c.paragraphs for c in cleaned), Counter()).total() == 1 + 3 + 3 + 4 + 1
+
+
+# --- the validation split ---
+
+
+def test_the_split_has_about_the_share_and_depends_on_the_text_alone():
+    cleaned = cleaned_and_deduplicated([f"texto número {i}" for i in range(4000)], "off")
+    splits = [clean.split_of(c, 0.05) for c in cleaned]
+    assert 150 < splits.count("validation") < 250
+    assert splits[:100] == [
+        clean.split_of(c, 0.05) for c in cleaned_and_deduplicated([c.text for c in cleaned[:100]], "off")
+    ]
+
+
+def test_added_data_moves_no_document_across_though_it_takes_paragraphs():
+    texts = [f"texto {i}\ncomún {i}" for i in range(200)]
+    alone = cleaned_and_deduplicated(texts, "paragraph")
+    among_others = cleaned_and_deduplicated([f"común {i}" for i in range(200)] + texts, "paragraph")[200:]
+    assert [c.text for c in alone] != [c.text for c in among_others]
+    assert [clean.split_of(c, 0.3) for c in alone] == [clean.split_of(c, 0.3) for c in among_others]
+
+
+def test_white_space_does_not_decide_the_split():
+    two = cleaned_and_deduplicated(["un dous", "un  dous"], "off")
+    assert two[0].own_hash == two[1].own_hash

@@ -1,0 +1,116 @@
+"""Reading rows: by index, in an order that any step finds at once."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from jaxbert.data import packing, source
+from jaxbert.errors import BadInput
+from tests.data.test_packing import TOKENIZER, make, token_folder
+
+
+@pytest.fixture
+def rows_folder(tmp_path):
+    make(packing.write_rows, token_folder(tmp_path, [5, 40, 9, 300, 17]), tmp_path / "rows_32", 32, TOKENIZER)
+    return tmp_path / "rows_32"
+
+
+def test_rows_are_read_by_index_in_any_order(rows_folder):
+    rows = source.Rows.open(rows_folder)
+    everything, some = rows[np.arange(len(rows))], rows[[3, 0, 3]]
+    for whole, part in zip(everything, some, strict=True):
+        assert (part == whole[[3, 0, 3]]).all()
+    assert [a.dtype for a in some] == [np.int32, bool, np.int32] and rows.tokens == 371
+
+
+def test_rows_pickle_without_their_data(rows_folder):
+    rows = source.Rows.open(rows_folder)
+    message = pickle.dumps(rows)
+    assert len(message) < 2000
+    assert (pickle.loads(message)[[1, 2]][0] == rows[[1, 2]][0]).all()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no rows.json", "broken rows.json"])
+def test_damaged_rows_are_refused_with_the_file_and_the_remedy(rows_folder, damage):
+    file = rows_folder / ("rows.json" if "json" in damage else "segments.bin")
+    if damage in ("missing", "no rows.json"):
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(BadInput, match=rf"{file.name}.*prepare"):
+        source.Rows.open(rows_folder)
+
+
+def test_positions_restart_in_each_segment_and_are_zero_in_padding():
+    segments = np.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]])
+    expected = [[0, 1, 2, 0, 1, 0, 0, 0], [0, 0, 1, 2, 3, 4, 5, 6]]
+    assert source.position_ids(segments).tolist() == expected
+    assert source.position_ids(segments).dtype == np.int32
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 1000, 65537])
+def test_permute_is_a_permutation(size):
+    assert (np.sort(source.permute(np.arange(size), size, 5)) == np.arange(size)).all()
+
+
+def test_permute_is_bijective_on_a_sample_of_a_very_large_range():
+    image = source.permute(np.arange(10**12, 10**12 + 10_000), 10**13, 5)
+    assert len(np.unique(image)) == 10_000 and image.min() >= 0 and image.max() < 10**13
+
+
+def test_permute_mixes_and_depends_on_the_seed():
+    first, second = (source.permute(np.arange(10_000), 10_000, seed) for seed in (1, 2))
+    assert abs(np.corrcoef(np.arange(10_000), first)[0, 1]) < 0.05 and abs(np.corrcoef(first, second)[0, 1]) < 0.05
+    assert np.abs(np.diff(first)).mean() / 10_000 == pytest.approx(1 / 3, abs=0.02)
+
+
+@pytest.mark.parametrize(("batch_size", "size"), [(4, 12), (5, 12), (32, 12), (7, 1)])
+def test_every_row_is_read_once_an_epoch_also_where_a_batch_crosses_epochs(batch_size, size):
+    steps = [source.rows_of_step(step, batch_size, size, seed=3) for step in range(size * 3)]
+    epochs, rows = (np.concatenate(part) for part in zip(*steps, strict=True))
+    for epoch in range(len(epochs) // size):
+        assert sorted(rows[epochs == epoch].tolist()) == list(range(size))
+    assert (np.diff(epochs) >= 0).all()
+
+
+def test_a_step_is_the_same_alone_and_after_all_others_and_epochs_differ():
+    alone = source.rows_of_step(10**9 + 7, 64, 1000, seed=3)
+    assert all((a == b).all() for a, b in zip(alone, source.rows_of_step(10**9 + 7, 64, 1000, seed=3), strict=True))
+    orders = [tuple(source.rows_of_step(epoch, 1000, 1000, seed=3)[1]) for epoch in range(5)]
+    assert len(set(orders)) == 5 and orders[0] != tuple(source.rows_of_step(0, 1000, 1000, seed=4)[1])
+
+
+def test_no_rows_are_an_error():
+    with pytest.raises(BadInput, match=r"corpus\.input"):
+        source.rows_of_step(0, 4, 0, seed=3)
+
+
+def test_validation_puts_the_stored_replacements_in_place_and_keeps_what_was_written(tmp_path):
+    tokens = token_folder(tmp_path, [5, 40, 9, 300, 17])
+    options = {"mask_rate": 0.3, "mask_share": 0.8, "random_share": 0.1, "seed": 1}
+    make(packing.write_validation, tokens, tmp_path / "v", 32, TOKENIZER, **options)
+    validation = source.Validation.open(tmp_path / "v")
+    pieces = validation[np.arange(len(validation))]
+    real, rows = pieces.weights_RP > 0, np.arange(len(validation))[:, None]
+    assert real.sum() == validation.masked_tokens
+    assert (pieces.ids_RT[rows, pieces.positions_RP] == pieces.labels_RP)[real].all()
+    assert (pieces.input_ids_RT[rows, pieces.positions_RP] == pieces.replacements_RP)[real].all()
+    restored = pieces.input_ids_RT.copy()
+    row, slot = np.nonzero(real)
+    restored[row, pieces.positions_RP[row, slot]] = pieces.labels_RP[row, slot]
+    assert (restored == pieces.ids_RT).all() and (pieces.input_ids_RT != pieces.ids_RT).any()
+
+
+def test_prefetch_yields_every_step_in_order_from_any_start():
+    batches = list(source.prefetch(lambda step: {"step": np.full(2, step)}, 1000, 1040))
+    assert [int(batch["step"][0]) for batch in batches] == list(range(1000, 1040))
+    assert list(source.prefetch(lambda step: {}, 5, 5)) == []
+
+
+def test_an_error_while_a_batch_is_made_reaches_the_reader():
+    def make(step):
+        raise OSError("disk gone") if step == 3 else None or OSError("disk gone")
+
+    with pytest.raises(Exception, match="disk gone"):
+        list(source.prefetch(make, 0, 10))
