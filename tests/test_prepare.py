@@ -330,7 +330,7 @@ def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing_half_written(pla
     def full(*_):
         raise RuntimeError("write() failed: No space left on device")
 
-    monkeypatch.setattr(prepare.Shards, "write", full)
+    monkeypatch.setattr(source.Shards, "write", full)
     with pytest.raises(BadInput, match=r"corpus\.directory.*No space left.*start again"):
         run(place)
     assert [p.name for p in (place / "corpus").iterdir()] == [".lock"]

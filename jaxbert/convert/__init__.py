@@ -1,1 +1,20 @@
 """Hugging Face formats: tokenizers and weights, in and out; only here (and in export) is torch imported."""
+
+import importlib
+import types
+
+from jaxbert.errors import BadInput
+
+# The first word of `model.name` → the module with HF_CLASS, MASKED_LM (key map), torch_shapes and to_hf_config.
+EXPORTERS = {"bert": "jaxbert.convert.bert"}
+
+
+def exporter(name: str) -> types.ModuleType:
+    """The module that knows how transformers names and stores the encoder `name` ("bert_mini" → jaxbert.convert.bert).
+
+    Raises BadInput for an encoder that transformers has no class for.
+    """
+    first = name.split("_")[0]
+    if first not in EXPORTERS:
+        raise BadInput(f"model.name: {name!r} cannot be exported; encoders that can: {', '.join(EXPORTERS)}")
+    return importlib.import_module(EXPORTERS[first])

@@ -1,4 +1,4 @@
-"""BERT ↔ transformers' `BertForMaskedLM` (names: transformers 5, modeling_bert.py; sizes and names checked by tests)."""
+"""BERT ↔ transformers' `BertForMaskedLM` (names: transformers 5, modeling_bert.py; tests check them)."""
 
 from typing import Any
 

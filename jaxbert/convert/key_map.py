@@ -36,20 +36,21 @@ def to_torch(tree: Any, rows: Sequence[Row], vocab_size: int, shapes: Mapping[st
     """Our parameters under their PyTorch names, NumPy, dtype unchanged.
 
     `shapes`: of their arrays, by name without the layer ("…layer.{}.…"), where a reshape is needed; a name that is
-    absent keeps our shape (after the transform). Raises ValueError if a leaf of `tree` has no row.
+    absent keeps our shape (after the transform). Raises ValueError if a leaf has no row, or a row no leaf.
     """
     leaves, state = flatten(tree), {}
-    if unmapped := sorted(set(leaves) - {row.ours for row in rows}):
-        raise ValueError(f"no row of the key map for {', '.join(unmapped)}")
+    _check_total(leaves, rows)
     for row in rows:
         array = np.asarray(leaves[row.ours])
         layers = list(array) if "{}" in row.theirs else [array]
         for number, layer in enumerate(layers):
             if row.transform == "vocabulary":
                 layer = layer[:vocab_size]
-            shape = shapes.get(row.theirs, layer.shape)
             if row.transform == "transpose":
+                shape = shapes.get(row.theirs, layer.shape[::-1])
                 layer = layer.reshape(shape[::-1]).T
+            else:
+                shape = shapes.get(row.theirs, layer.shape)
             state[row.theirs.format(number)] = np.ascontiguousarray(layer.reshape(shape))
     return state
 
@@ -57,10 +58,11 @@ def to_torch(tree: Any, rows: Sequence[Row], vocab_size: int, shapes: Mapping[st
 def from_torch(state: Mapping[str, np.ndarray], rows: Sequence[Row], abstract: Any) -> Any:
     """A tree of the structure of `abstract` (ShapeDtypeStructs) from a PyTorch state dict, in the state's dtype.
 
-    Raises BadInput naming every tensor that is missing or does not fit. Tensors that no row reads are the caller's to
-    judge: a state dict may hold more heads than the model.
+    Raises BadInput naming every tensor that is missing or does not fit, ValueError if a leaf has no row, or a row no
+    leaf. Tensors that no row reads are the caller's to judge: a state dict may hold more heads than the model.
     """
     by_name, wanted, problems, leaves = {row.ours: row for row in rows}, flatten(abstract), [], []
+    _check_total(wanted, rows)
     for name, leaf in wanted.items():
         row, shape = by_name[name], tuple(leaf.shape)
         stacked = "{}" in row.theirs
@@ -84,3 +86,10 @@ def from_torch(state: Mapping[str, np.ndarray], rows: Sequence[Row], abstract: A
     if problems:
         raise BadInput("the tensors do not fit the model: " + "; ".join(problems))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _check_total(leaves: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    if unmapped := sorted(set(leaves) - {row.ours for row in rows}):
+        raise ValueError(f"no row of the key map for {', '.join(unmapped)}")
+    if idle := sorted({row.ours for row in rows} - set(leaves)):
+        raise ValueError(f"the model has no leaf for the key map's {', '.join(idle)}")

@@ -14,17 +14,20 @@ def compare_with_transformers(
 ) -> list[tuple[str, list[int], list[int]]]:
     """The texts whose ids, with [CLS] and [SEP], differ between TextTokenizer and `transformers.AutoTokenizer`.
 
-    Each difference is (text, our ids, their ids). AutoTokenizer reads a copy of the folder beside a config.json that
-    names `model_type`, because that file can make it choose another tokenizer class; `split_special_tokens=True` makes
-    it take special tokens in the text for text. Raises ImportError where transformers is not installed.
+    Each difference is (text, our ids, their ids). A config.json can make AutoTokenizer choose another tokenizer class,
+    so a folder without one is read as a copy with one that names `model_type`; an exported folder is read as it is.
+    `split_special_tokens=True` makes it take special tokens in the text for text. Raises ImportError where transformers
+    is not installed.
     """
     from transformers import AutoTokenizer
 
     ours = TextTokenizer.load(directory)
     with tempfile.TemporaryDirectory() as temporary:
-        exported = Path(temporary) / "exported"
-        shutil.copytree(directory, exported)
-        (exported / "config.json").write_text(json.dumps({"model_type": model_type}))
+        exported = directory
+        if not (directory / "config.json").is_file():
+            exported = Path(temporary) / "exported"
+            shutil.copytree(directory, exported)
+            (exported / "config.json").write_text(json.dumps({"model_type": model_type}))
         theirs = AutoTokenizer.from_pretrained(str(exported), split_special_tokens=True, local_files_only=True)
     differences = []
     for start in range(0, len(texts), batch):

@@ -1,4 +1,4 @@
-"""What training reads: rows by index from memory-mapped files, in an order that any step finds in constant time."""
+"""What is read from a prepared corpus: documents, and rows by index, in an order where any step is found at once."""
 
 import dataclasses
 import json
@@ -12,6 +12,8 @@ from jaxbert.data import masking, packing
 from jaxbert.errors import BadInput
 
 _FEISTEL_ROUNDS = 6
+SHARD_BYTES = 256 << 20  # of JSON in a file of documents
+RECORD_OPTIONS = "group_size:64,zstd:1"
 
 
 class Rows:
@@ -117,6 +119,37 @@ class Validation:
             weights_RP=real_RP.astype(np.float32),
             **{f"{n}_RP": np.asarray(part[n]) for n in ("positions", "labels", "replacements", "characters")},
         )
+
+
+class Shards:
+    """ArrayRecord files <split>-00000.array_record, … of about SHARD_BYTES each; a split without records has none."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        """Nothing is written before the first record."""
+        self.folder, self.split, self.number, self.bytes = folder, split, 0, 0
+        self.writer: Any = None
+
+    def __enter__(self) -> "Shards":
+        """Nothing to open yet."""
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        """Finish the last file."""
+        if self.writer:
+            self.writer.close()
+
+    def write(self, record: bytes) -> None:
+        """Append a record. A full disk is a RuntimeError of array_record, here or at the end."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        if self.writer and self.bytes >= SHARD_BYTES:
+            self.writer.close()
+            self.writer, self.bytes, self.number = None, 0, self.number + 1
+        if not self.writer:
+            path = self.folder / f"{self.split}-{self.number:05d}.array_record"
+            self.writer = ArrayRecordWriter(str(path), RECORD_OPTIONS)
+        self.writer.write(record)
+        self.bytes += len(record)
 
 
 def read_documents(directory: Path, split: str, numbers: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:

@@ -21,12 +21,12 @@ DEFAULTS = {
 
 
 def batch(rows=64, length=128, seed=0, word_share=0.6):
-    """Rows of ordinary tokens between [CLS] and [SEP], the last rows padded."""
+    """Rows of ordinary tokens between [CLS] and [SEP], the last rows padded to few and more tokens."""
     random = np.random.default_rng(seed)
     ids = random.integers(5, 100, (rows, length)).astype(np.int32)
     ids[:, 0], ids[:, -1] = 2, 3
     for row in range(rows // 2, rows):
-        ids[row, 3 + row % (length - 3) :] = 0
+        ids[row, 3 + (row - rows // 2) % (length - 3) :] = 0
     return ids, random.random((rows, length)) < word_share, ids >= 5
 
 
@@ -64,7 +64,7 @@ def test_a_row_has_exactly_the_rounded_share_of_its_maskable_tokens_and_at_least
     masked = run(ids, starts, maskable, keys(64), rate=rate, predictions=masking.predictions(rate, 128))
     for row in range(64):
         count = int(maskable[row].sum())
-        assert masked.weights_RP[row].sum() == (min(count, max(1, round(rate * count))) if count else 0)
+        assert masked.weights_RP[row].sum() == masked.wanted_R[row] == max(1, round(rate * count))
 
 
 def test_a_row_without_a_maskable_token_has_no_prediction():

@@ -4,6 +4,7 @@ import gzip
 import json
 import struct
 import subprocess
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -169,6 +170,15 @@ def test_a_line_of_50_mb_is_counted_and_its_neighbours_are_read(tmp_path, name):
     assert long.reason == "too_long" and f"{name} line 3: 50,000,000 bytes" in long.detail
 
 
+def test_a_line_over_the_limit_is_never_held_in_memory(tmp_path):
+    path = write(tmp_path / "a.txt", b"x" * 20_000_000)
+    tracemalloc.start()
+    (long,) = read_all(path, max_document_megabytes=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert long.reason == "too_long" and peak < 8_000_000
+
+
 def test_a_block_over_the_limit_is_counted_though_its_lines_are_short(tmp_path):
     path = write(tmp_path / "a.txt", "Ola\n\n" + "unha liña curta\n" * 100 + "\nAdeus\n")
     first, long, last = read_all(path, max_document_megabytes=0.001)
@@ -249,15 +259,16 @@ def test_xml_reads_no_other_file(tmp_path):
 
 def catalogue(pairs: dict[str, str], order: str = "<") -> bytes:
     """A compiled catalogue as GNU msgfmt writes it."""
-    entries = sorted(({"": "Content-Type: text/plain; charset=UTF-8\n"} | pairs).items())
+    header = "Last-Translator: Ana e outras\nContent-Type: text/plain; charset=UTF-8\n"
+    entries = sorted(({"": header} | pairs).items())
     table, body, start = [], b"", 28 + 16 * len(entries)
     for column in (0, 1):
         for entry in entries:
             data = entry[column].encode()
             table += [len(data), start + len(body)]
             body += data + b"\0"
-    header = struct.pack(f"{order}7I", 0x950412DE, 0, len(entries), 28, 28 + 8 * len(entries), 0, 0)
-    return header + struct.pack(f"{order}{len(table)}I", *table) + body
+    head = struct.pack(f"{order}7I", 0x950412DE, 0, len(entries), 28, 28 + 8 * len(entries), 0, 0)
+    return head + struct.pack(f"{order}{len(table)}I", *table) + body
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

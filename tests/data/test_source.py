@@ -114,3 +114,14 @@ def test_an_error_while_a_batch_is_made_reaches_the_reader():
 
     with pytest.raises(Exception, match="disk gone"):
         list(source.prefetch(make, 0, 10))
+
+
+def test_documents_go_into_several_files_and_come_back_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "SHARD_BYTES", 100)
+    (tmp_path / "documents").mkdir()
+    with source.Shards(tmp_path / "documents", "train") as shards:
+        for number in range(50):
+            shards.write(b'{"text": "%d"}' % number)
+    assert len(list((tmp_path / "documents").glob("train-*.array_record"))) > 3
+    assert [d["text"] for d in source.read_documents(tmp_path, "train")] == [str(n) for n in range(50)]
+    assert [d["text"] for d in source.read_documents(tmp_path, "train", [3, 20, 49])] == ["3", "20", "49"]
