@@ -6,6 +6,7 @@ row length is scored on the same tokens in the same context. Writes evaluation.j
 
 import argparse
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from jaxbert import runs
 from jaxbert.data.packing import unigram_counts
-from jaxbert.data.source import Validation
+from jaxbert.data.source import Pieces, Validation
 from jaxbert.errors import BadInput, run
 from jaxbert.prepare import load_corpus
 
@@ -47,9 +48,14 @@ def unigram_baseline(validation: Validation, counts_V: np.ndarray) -> float:
     `counts_V`: occurrences in the training tokens, (V,) integers.
     """
     log_p_V = np.log(counts_V + 1.0) - math.log(counts_V.sum() + len(counts_V))
-    piece = validation[np.arange(len(validation))]
-    real_RP = piece.weights_RP > 0
-    return float(-log_p_V[piece.labels_RP[real_RP]].mean())
+    total = sum(float(log_p_V[piece.labels_RP[piece.weights_RP > 0]].sum()) for piece in _blocks(validation))
+    return -total / validation.masked_tokens
+
+
+def _blocks(validation: Validation, size: int = 4096) -> Iterator[Pieces]:
+    """All pieces, some at a time: they need not fit into memory."""
+    for start in range(0, len(validation), size):
+        yield validation[start : start + size]
 
 
 def corpus_of(trained: runs.Run) -> tuple[Path, dict[str, Any]]:
@@ -77,8 +83,7 @@ def evaluate(workdir: str | Path, step: str = "latest") -> tuple[dict[str, Any],
     validation = Validation.open(directory / "validation")
     score = jax.jit(trained.objective.score)
     scores = held_out(trained.objective, score, trained.model, validation, trained.config.evaluation.batch_size)
-    piece = validation[np.arange(len(validation))]
-    characters = int((piece.characters_RP * (piece.weights_RP > 0)).sum())
+    characters = sum(int(piece.characters_RP[piece.weights_RP > 0].sum()) for piece in _blocks(validation))
     bits = scores["loss"] * scores["masked_tokens"] / math.log(2) / characters
     counts_V = unigram_counts(directory / "tokens" / "train", trained.tokenizer.vocab_size)
     baseline = unigram_baseline(validation, counts_V)

@@ -46,6 +46,7 @@ FLOAT64_PARAMETERS = 50_000_000  # a larger model is not compared in float64: tw
 FILL_TOLERANCE = 1e-4  # of probabilities
 TIE = 1e-5  # probabilities nearer than this may change places
 ROWS, DOCUMENTS, FILLS, CHOICES = 8, 1000, 3, 5  # what is compared: rows, documents, texts to fill, tokens a mask
+CANDIDATES = 4096  # held-out pieces that the rows are chosen from, by length
 
 # Licences that Hugging Face's model-card metadata knows by name; any other goes into the card's text alone.
 HUB_LICENCES = (
@@ -223,7 +224,8 @@ def _verify(folder: Path, trained: runs.Run, workdir: Path, parameters: int) -> 
             f"{text[:60]!r}: ours {ours[:12]}, theirs {theirs[:12]}"
         )
     fills = _fill_texts(workdir, directory)
-    problems += _compare_fills(folder, trained, fills)
+    if not problems:  # the pipeline does not open a folder with tensors of other shapes
+        problems += _compare_fills(folder, trained, fills)
     if problems:
         raise VerificationFailed(
             f"the export is not the model of the run, no folder was written: {'; '.join(dict.fromkeys(problems))}"
@@ -235,7 +237,7 @@ def _verify(folder: Path, trained: runs.Run, workdir: Path, parameters: int) -> 
 
 def _ragged_rows(validation: Validation) -> dict[str, np.ndarray]:
     """Held-out pieces from the shortest to the longest, masks in place; the batch's arrays are (B, T) int32."""
-    length_R = (validation[:].segment_ids_RT > 0).sum(axis=1)
+    length_R = (validation[:CANDIDATES].segment_ids_RT > 0).sum(axis=1)
     order_R = np.argsort(length_R, kind="stable")
     chosen_B = order_R[np.linspace(0, len(order_R) - 1, min(ROWS, len(order_R))).astype(int)]
     piece, longest = validation[chosen_B], int(length_R[chosen_B].max())
@@ -395,8 +397,8 @@ def _card_scores(trained: runs.Run, workdir: Path) -> list[str]:
     lines += ["| | |", "|---|---|"]
     lines += [f"| {label} | {_number(scores[name])} |" for name, label in labels.items() if name in scores]
     for filled in scores.get("fills", []):
-        choices = "; ".join(", ".join(f"{_code(t) if t else 'space'} {p:.3f}" for t, p in masked) for masked in filled["masks"])
-        lines += ["", f"{_code(filled['text'])}: {choices}"]
+        masks = [", ".join(f"{_code(t) if t else 'space'} {p:.3f}" for t, p in choices) for choices in filled["masks"]]
+        lines += ["", f"{_code(filled['text'])}: {'; '.join(masks)}"]
     return [*lines, ""]
 
 

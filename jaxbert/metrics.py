@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl and TensorBoard, a progress bar or plain lines, utilisation of the devices."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -72,14 +73,19 @@ class MetricWriter:
         else:
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=restored_step + 1)
 
-    def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """One record: {"step", "split", …values}. A full disk is a warning, not the end of the run."""
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """One record: {"step", "split", …values}; numbers also go to TensorBoard. NaN and infinity become null.
+
+        A full disk is a warning, not the end of the run.
+        """
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         try:
-            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
             self._file.flush()
             if self._tensorboard is not None:
-                for name, value in values.items():
-                    self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+                for name, value in finite.items():
+                    if isinstance(value, int | float):
+                        self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         except OSError as error:
             print(f"warning: metrics of step {step} were not written: {error}", file=sys.stderr)
 

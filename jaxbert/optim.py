@@ -66,7 +66,7 @@ def make_schedule(schedule: Schedule, peak: float, steps: int) -> Callable[[Any]
     rest, final = max(1, steps - warmup), schedule.final
 
     def rate(step: Any) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
+        step = jnp.asarray(step, float)  # float32, and float64 where that is enabled
         done = jnp.clip((step - warmup) / rest, 0.0, 1.0)
         if schedule.name == "linear":
             shape = 1.0 - (1.0 - final) * done

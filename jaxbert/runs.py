@@ -138,14 +138,17 @@ def _candidates(workdir: Path, step: str, steps: list[int]) -> list[int]:
     if step == "latest":
         return steps[::-1]
     if step == "best":
-        scores = {}
-        for line in (workdir / "metrics.jsonl").read_text().splitlines():
-            record = json.loads(line)
+        scores, path = {}, workdir / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a run that was killed
+                continue
             if record["split"] == "validation" and record["step"] in steps:
                 scores[record["step"]] = record["loss"]
         if not scores:
             raise BadInput(f"--step=best: no checkpoint of {workdir} was scored; use --step=latest")
         return [min(scores, key=lambda s: scores[s])]
-    if not step.isdigit() or int(step) not in steps:
+    if not step.isdecimal() or int(step) not in steps:
         raise BadInput(f"--step: {step!r} is not latest, best or one of {steps}")
     return [int(step)]

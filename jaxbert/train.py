@@ -79,7 +79,7 @@ def make_update(
         grads, sums = gradients(model, inputs, counters["step"])
         count = jnp.maximum(sums.pop("count"), 1)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))) / count
-        scale = (jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-30)) if clip else 1.0) / count
+        scale = (jnp.minimum(1.0, clip / (norm + 1e-6)) if clip else 1.0) / count  # as PyTorch's clip_grad_norm_
         direction, moments = optimizer.update(jax.tree.map(lambda g: g * scale, grads), state["optimizer"], model)
         moved = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), model, direction)
 
