@@ -84,6 +84,7 @@ class Model:
     """
 
     name: str = "bert_mini"
+    max_positions: int | None = None  # the longest row
     initialize_from: str = ""  # a run, a step of it (`runs/a@1000`) or an imported folder: weights only, a new run
 
 
@@ -410,17 +411,19 @@ def resolve(config: Config) -> Config:
             f"model.name: no size {config.model.name!r}; the nearest is {close!r} of {', '.join(module.SIZES)}"
         )
     size = module.SIZES[config.model.name]
-    missing = {f: v for f, v in size.items() if getattr(config.model, f) is None}
-    seeds = {"data_seed": 1, "init_seed": 2, "dropout_seed": 3}
+    missing: dict[str, Any] = {f: v for f, v in size.items() if getattr(config.model, f) is None}
+    seeds: dict[str, Any] = {
+        field: train.seed * 1000 + number
+        for number, field in enumerate(("data_seed", "init_seed", "dropout_seed"), start=1)
+        if getattr(train, field) is None
+    }
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **missing),
         corpus=dataclasses.replace(
             config.corpus, directory=config.corpus.directory or f"data/{config.corpus.language}"
         ),
-        train=dataclasses.replace(
-            train, **{f: train.seed * 1000 + i for f, i in seeds.items() if getattr(train, f) is None}
-        ),
+        train=dataclasses.replace(train, **seeds),
     )
 
 

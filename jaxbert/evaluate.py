@@ -73,12 +73,11 @@ def corpus_of(trained: runs.Run) -> tuple[Path, dict[str, Any]]:
     return directory, corpus
 
 
-def evaluate(workdir: str | Path, step: str = "latest") -> tuple[dict[str, Any], runs.Run]:
-    """The held-out scores of a run: what evaluation.json holds, and the run itself.
+def evaluate(trained: runs.Run) -> dict[str, Any]:
+    """The held-out scores of a run, as evaluation.json holds them.
 
-    Raises BadInput if the run or its corpus is missing, or the corpus has another tokenizer.
+    Raises BadInput if its corpus is missing, or has another tokenizer.
     """
-    trained = runs.load_run(workdir, step)
     directory, _ = corpus_of(trained)
     validation = Validation.open(directory / "validation")
     score = jax.jit(trained.objective.score)
@@ -96,7 +95,7 @@ def evaluate(workdir: str | Path, step: str = "latest") -> tuple[dict[str, Any],
         "bits_per_character": bits,
         "masked_characters": characters,
     }
-    return result, trained
+    return result
 
 
 def mask_probabilities(trained: runs.Run, text: str) -> np.ndarray:
@@ -140,8 +139,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--step", default="latest", help="latest, best (lowest held-out loss) or a number")
     parser.add_argument("--fill", action="append", default=[], metavar="TEXT", help="text with [MASK]; may be repeated")
     flags = parser.parse_args(argv)
-    result, trained = evaluate(flags.workdir, flags.step)
-    result["fills"] = [{"text": text, "masks": fill(trained, text)} for text in flags.fill]
+    trained = runs.load_run(flags.workdir, flags.step)
+    fills = [{"text": text, "masks": fill(trained, text)} for text in flags.fill]  # first: a text may be refused
+    result = {**evaluate(trained), "fills": fills}
     runs.write_json(Path(flags.workdir) / "evaluation.json", result)
     console = Console(highlight=False)
     table = Table(title=f"{flags.workdir} at step {trained.step:,}")
@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
     ):
         table.add_row(label, value)
     console.print(table)
-    for filled in result["fills"]:
+    for filled in fills:
         console.print(filled["text"], markup=False)
         for choices in filled["masks"]:
             console.print("    " + "  ".join(f"{text!r} {p:.3f}" for text, p in choices), markup=False)

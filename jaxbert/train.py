@@ -129,9 +129,14 @@ def plan_steps(settings: config.Config, rows: Rows, vocab_size: int) -> Plan:
     return Plan(steps, rows.tokens, len(rows), vocab_size)
 
 
-def count_parameters(model: Any) -> int:
-    """Elements of all leaves, the vocabulary's padded rows included."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+def count_parameters(model: Any, vocab_size: int) -> int:
+    """Elements of all leaves, arrays or ShapeDtypeStructs, with `vocab_size` true rows where an axis is V."""
+    count = 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+        letters = sharding.parameter_name(path).rpartition("_")[2]
+        padded = leaf.shape[letters.index("V") - len(letters)] if "V" in letters else 1
+        count += math.prod(leaf.shape) // padded * (vocab_size if "V" in letters else 1)
+    return count
 
 
 def _say_what_runs(
@@ -144,7 +149,7 @@ def _say_what_runs(
     shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     epochs = plan.steps * settings.train.batch_size / plan.rows_per_epoch
     display.line(f"devices     {jax.device_count()} × {jax.devices()[0].device_kind} ({shape}), {peak}")
-    display.line(f"parameters  {count_parameters(state['model']):,} ({settings.model.name})")
+    display.line(f"parameters  {count_parameters(state['model'], plan.vocab_size):,} ({settings.model.name})")
     display.line(f"data        {plan.tokens_per_epoch:,} tokens an epoch in {plan.rows_per_epoch:,} rows")
     display.line(f"steps       {plan.steps:,} of {settings.train.batch_size} rows = {epochs:.2f} epochs")
     of = f" of {have / 2**30:.1f} GiB" if have else ""
@@ -237,7 +242,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             saves.close()
     if not loop.last:  # the run was finished before
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    summary = {"steps": plan.steps, "parameters": count_parameters(abstract["model"]), **loop.last}
+    summary = {"steps": plan.steps, "parameters": count_parameters(abstract["model"], plan.vocab_size), **loop.last}
     runs.write_json(workdir / "summary.json", summary)
     return summary
 
@@ -350,8 +355,7 @@ class _Loop:
         if self.settings.train.check_first_loss and not abs(loss - expected) <= 0.5:
             raise Diverged(
                 f"the first loss is {loss:.3f}, but a model that knows nothing has ln {self.plan.vocab_size} = "
-                f"{expected:.3f}: initial values or data are wrong (model.initializer_range is "
-                f"{self.settings.model.initializer_range}); train.check_first_loss=false goes on"
+                f"{expected:.3f}: initial values or data are wrong; train.check_first_loss=false goes on all the same"
             )
 
     def _bad_step(self, step: int, values: dict[str, float], in_a_row: int) -> None:

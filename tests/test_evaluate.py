@@ -106,7 +106,7 @@ def test_a_limit_scores_the_first_pieces_and_0_or_more_than_there_are_scores_all
 def test_the_score_in_training_is_the_score_of_evaluate(tiny_run, trained):
     told = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     last = [record for record in told if record["split"] == "validation"][-1]
-    result, _ = evaluate.evaluate(tiny_run)
+    result = evaluate.evaluate(runs.load_run(tiny_run))
     assert last["loss"] == pytest.approx(result["loss"], rel=1e-6) and last["accuracy"] == result["accuracy"]
 
 
@@ -129,7 +129,7 @@ def test_the_baseline_is_add_one_unigram_cross_entropy_on_the_same_tokens(tiny_c
 
 
 def test_bits_a_character_count_the_characters_of_the_masked_tokens(tiny_run, trained, validation):
-    result, _ = evaluate.evaluate(tiny_run)
+    result = evaluate.evaluate(runs.load_run(tiny_run))
     piece = validation[np.arange(len(validation))]
     labels = piece.labels_RP[piece.weights_RP > 0]
     characters = sum(
@@ -173,13 +173,13 @@ def test_best_of_a_run_without_scores_is_refused(own):
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(BadInput, match="has no config.json"):
-        evaluate.evaluate(tmp_path)
+        evaluate.evaluate(runs.load_run(tmp_path))
 
 
 def test_a_run_without_checkpoints_is_refused(own):
     shutil.rmtree(own / "checkpoints")
     with pytest.raises(BadInput, match="has no checkpoint"):
-        evaluate.evaluate(own)
+        evaluate.evaluate(runs.load_run(own))
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(own, tmp_path):
@@ -191,7 +191,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(own, tmp_path):
     config["corpus"]["directory"] = str(tmp_path / "corpus")
     (own / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="corpus.directory: .* another tokenizer"):
-        evaluate.evaluate(own)
+        evaluate.evaluate(runs.load_run(own))
 
 
 # --- fill ---

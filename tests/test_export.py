@@ -132,15 +132,25 @@ def test_several_licences_or_none_are_not_made_into_one(run):
         assert all(f"licence: {licence or 'none recorded'}" in card for licence in licences)
 
 
-def test_without_its_corpus_a_run_is_exported_only_unverified_and_the_card_says_so(run, tmp_path):
+@pytest.fixture
+def orphan(run, tmp_path):
+    """A run whose prepared corpus is gone."""
     shutil.copytree(run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     config["corpus"]["directory"] = str(tmp_path / "gone")
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "run"
+
+
+def test_without_its_corpus_a_run_is_not_exported(orphan, tmp_path):
+    pytest.importorskip("transformers")
     with pytest.raises(BadInput, match="corpus is not prepared"):
-        export.export(tmp_path / "run", tmp_path / "out")
+        export.export(orphan, tmp_path / "out")
     assert names(tmp_path) == {"run"}
-    export.export(tmp_path / "run", tmp_path / "out", verify=False)
+
+
+def test_without_its_corpus_an_unverified_card_says_that_the_text_is_not_described(orphan, tmp_path):
+    export.export(orphan, tmp_path / "out", verify=False)
     assert "corpus was not there" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -220,7 +230,14 @@ def test_a_tokenizer_that_transformers_reads_otherwise_is_named_and_no_folder_ap
     assert names(tmp_path) == set()
 
 
-@pytest.mark.parametrize("change", [lambda p_PV: p_PV[:, ::-1], lambda p_PV: p_PV + 2e-4], ids=["tokens", "values"])
+ANSWERS = {
+    "other tokens": lambda p_PV: p_PV[:, ::-1],
+    "other values": lambda p_PV: p_PV + 2e-4,
+    "another order": lambda p_PV: np.where(np.arange(p_PV.shape[1]) == 599, 0.9, p_PV),
+}
+
+
+@pytest.mark.parametrize("change", ANSWERS.values(), ids=ANSWERS)
 def test_fill_mask_that_answers_otherwise_is_named_and_no_folder_appears(change, run, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     fill = export.mask_probabilities

@@ -45,7 +45,7 @@ NEXT_SENTENCE = _dense("kernel_DG", "bias_G", "cls.seq_relationship")
 
 def torch_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors whose head axes PyTorch joins, by name with "{}" for the layer."""
-    width = config.hidden_size
+    width: Any = config.hidden_size  # resolved: no longer None
     return {
         row.theirs: (width, width) if row.transform == "transpose" else (width,)
         for row in ENCODER

@@ -4,6 +4,7 @@ Post-norm blocks; the layers are stacked on a leading axis and scanned, so compi
 """
 
 import dataclasses
+import operator
 from typing import Any, Literal
 
 import jax
@@ -33,8 +34,8 @@ class Config(Model):
     attention_dropout: float = 0.1
     norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
-    rematerialize: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again, to save memory
-    unroll: int = 1  # layers a scan step holds: more compile time, less loop overhead
+    rematerialize: Literal["none", "dots", "full"] = "none"  # products that the backward pass computes again
+    unroll: int = 1  # layers that a step of the scan holds: all of a small model's on a CPU run 5 % faster
 
 
 def _size(num_layers: int, hidden_size: int, num_heads: int | None = None) -> dict[str, int]:
@@ -58,13 +59,15 @@ SIZES = {f"bert_L{n}_D{d}": _size(n, d) for n in (2, 4, 6, 8, 10, 12) for d in (
 INPUTS = ("token_type_ids_BT",)  # beyond input_ids_BT, segment_ids_BT and position_ids_BT; optional
 
 
-def forward_flops(config: Config, row_length: int) -> float:
+def forward_flops(config: Config, row_length: int, predictions: int) -> float:
     """Floating-point operations of the products of one row's forward pass: projections, scores, values, feed-forward.
 
-    Scores count the whole row: packed rows compute them all.
+    Scores count the whole row: packed rows compute them all. Of the last layer only keys and values count for every
+    token; the rest is computed at the `predictions` positions alone.
     """
-    D, F, T = config.hidden_size, config.feed_forward_size, row_length
-    return config.num_layers * 2.0 * T * (4 * D * D + 2 * T * D + 2 * D * F)
+    D, F, T, P = config.hidden_size, config.feed_forward_size, row_length, predictions
+    keys_and_values, token = 2 * D * D, 2 * D * D + 2 * T * D + 2 * D * F
+    return 2.0 * (config.num_layers * T * keys_and_values + ((config.num_layers - 1) * T + P) * token)
 
 
 class Block(nnx.Module):
@@ -88,26 +91,39 @@ class Block(nnx.Module):
         self.feed_forward_norm = layers.LayerNorm(D, epsilon=config.norm_epsilon)
         self.config = config
 
-    def __call__(self, x_BTD: jax.Array, batch: dict[str, jax.Array], *, key: jax.Array | None = None) -> jax.Array:
-        """(B, T, D) → (B, T, D); `key` None: deterministic."""
-        config, segment_ids_BT = self.config, batch["segment_ids_BT"]
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        batch: dict[str, jax.Array],
+        *,
+        key: jax.Array | None = None,
+        positions_BP: jax.Array | None = None,
+    ) -> jax.Array:
+        """(B, T, D) → (B, T, D), with `positions_BP` only these positions, (B, P, D); `key` None: deterministic."""
+        config, rate, k_segment_ids_BS = self.config, self.config.attention_dropout, batch["segment_ids_BT"]
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
-        q_BTNH = layers.project("BTD,DNH->BTNH", x_BTD, self.query_DNH, self.query_bias_NH)
-        k_BTNH = layers.project("BTD,DNH->BTNH", x_BTD, self.key_DNH, self.key_bias_NH)
-        v_BTNH = layers.project("BTD,DNH->BTNH", x_BTD, self.value_DNH, self.value_bias_NH)
-        a_BTNH = attention(
-            q_BTNH, k_BTNH, v_BTNH, segment_ids_BT, segment_ids_BT, dropout_rate=config.attention_dropout, key=keys[0]
-        )
-        a_BTD = layers.project("BTNH,NHD->BTD", a_BTNH, self.output_NHD, self.output_bias_D)
+        k_BSNH = layers.project(x_BTD, self.key_DNH, self.key_bias_NH)
+        v_BSNH = layers.project(x_BTD, self.value_DNH, self.value_bias_NH)
+        q_segment_ids_BT = k_segment_ids_BS
+        if positions_BP is not None:  # keys and values come from everywhere, all the rest from these rows: T is now P
+            x_BTD = jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
+            q_segment_ids_BT = jnp.take_along_axis(k_segment_ids_BS, positions_BP, axis=1)
+        q_BTNH = layers.project(x_BTD, self.query_DNH, self.query_bias_NH)
+        a_BTNH = attention(q_BTNH, k_BSNH, v_BSNH, q_segment_ids_BT, k_segment_ids_BS, dropout_rate=rate, key=keys[0])
+        a_BTD = layers.project(a_BTNH, self.output_NHD, self.output_bias_D, axes=2)
         x_BTD = self.attention_norm(x_BTD + dropout(a_BTD, config.hidden_dropout, keys[1]))
-        f_BTF = layers.ACTIVATIONS[config.activation](layers.project("BTD,DF->BTF", x_BTD, self.up_DF, self.up_bias_F))
-        f_BTD = layers.project("BTF,FD->BTD", f_BTF, self.down_FD, self.down_bias_D)
+        f_BTF = layers.ACTIVATIONS[config.activation](layers.project(x_BTD, self.up_DF, self.up_bias_F))
+        f_BTD = layers.project(f_BTF, self.down_FD, self.down_bias_D)
         return self.feed_forward_norm(x_BTD + dropout(f_BTD, config.hidden_dropout, keys[2]))
 
 
+# What the forward pass stores. Storing all that JAX would costs more in memory traffic than computing the elementwise
+# work again: "none" ran 1.2 × as fast at BERT-mini on a CPU and needs 0.7 × the memory.
+_KEPT = jax.checkpoint_policies.save_only_these_names("dropout", layers.STATISTICS)
+_either = jax.checkpoint_policies.save_from_both_policies
 REMATERIALIZE = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": _either(jax.checkpoint_policies.dots_saveable, _KEPT),
+    "dots": _either(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _KEPT),  # scores again
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -151,9 +167,11 @@ class Bert(nnx.Module):
         key: jax.Array | None = None,
         dtype: Any = None,
         collect: tuple[str, ...] = (),
+        positions_BP: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Final states (B, T, D) in `dtype` (None: the parameters'), and what `collect` names.
 
+        With `positions_BP` the final states are those of these positions, (B, P, D).
         `collect=("hidden_states",)` gives (layers + 1, B, T, D): the embedding output, then each block's.
         `key` None: deterministic. Positions past `max_positions` are the caller's error (prepare and train check).
         """
@@ -166,19 +184,30 @@ class Bert(nnx.Module):
             layer_keys = jnp.stack(rest)
         x_BTD = dropout(x_BTD, config.hidden_dropout, embedding_key)
 
-        def step(x_BTD: jax.Array, layer: tuple[Block, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
+        def step(
+            x_BTD: jax.Array, layer: tuple[Block, jax.Array | None], positions_BP: jax.Array | None = None
+        ) -> tuple[jax.Array, jax.Array | None]:
             block, layer_key = layer
-            y_BTD = block(x_BTD, batch, key=layer_key)
+            y_BTD = block(x_BTD, batch, key=layer_key, positions_BP=positions_BP)
             return y_BTD, (y_BTD if "hidden_states" in collect else None)
 
-        if config.rematerialize != "none":
-            step = jax.checkpoint(step, policy=REMATERIALIZE[config.rematerialize])
-        first_BTD = x_BTD
-        x_BTD, states_LBTD = jax.lax.scan(step, x_BTD, (self.blocks, layer_keys), unroll=config.unroll)
-        extras = {}
-        if "hidden_states" in collect:
-            extras["hidden_states"] = jnp.concatenate([first_BTD[None], states_LBTD])
-        return x_BTD, extras
+        # Inside a scan nothing merges the recomputation with the original, so it needs no barrier, unless unrolled.
+        policy = REMATERIALIZE[config.rematerialize]
+        scanned = jax.checkpoint(step, policy=policy, prevent_cse=config.unroll > 1)
+        layers_L, extras = (self.blocks, layer_keys), {}
+        if positions_BP is None or collect:
+            first_BTD = x_BTD
+            x_BTD, states_LBTD = jax.lax.scan(scanned, x_BTD, layers_L, unroll=config.unroll)
+            if "hidden_states" in collect:
+                extras["hidden_states"] = jnp.concatenate([first_BTD[None], states_LBTD])
+            if positions_BP is not None:
+                x_BTD = jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
+            return x_BTD, extras
+        # The last layer computes only what is asked for: 1.2 × at four layers, 1.06 × at twelve.
+        front, last = (jax.tree.map(operator.itemgetter(part), layers_L) for part in (slice(-1), -1))
+        x_BTD, _ = jax.lax.scan(scanned, x_BTD, front, unroll=config.unroll)
+        x_BPD, _ = jax.checkpoint(step, policy=policy)(x_BTD, last, positions_BP)
+        return x_BPD, extras
 
 
 Encoder = Bert

@@ -26,16 +26,13 @@ class MaskedLMHead(nnx.Module):
 
     def __call__(self, x_BPD: jax.Array, embedding_VD: jax.Array, vocab_size: int) -> jax.Array:
         """(B, P, D) → logits (B, P, V) in at least float32; rows of the table past `vocab_size` get −inf."""
-        t_BPD = jnp.einsum("BPD,DE->BPE", x_BPD, self.transform_DD[...].astype(x_BPD.dtype))
-        t_BPD = t_BPD + self.transform_bias_D[...].astype(x_BPD.dtype)
+        t_BPD = layers.project(x_BPD, self.transform_DD, self.transform_bias_D)
         t_BPD = self.norm(layers.ACTIVATIONS[self.activation](t_BPD))
         dtype = jnp.promote_types(x_BPD.dtype, jnp.float32)
         table_VD = embedding_VD.astype(x_BPD.dtype)
         logits_BPV = jnp.einsum("BPD,VD->BPV", t_BPD, table_VD, preferred_element_type=dtype)
-        logits_BPV = logits_BPV + self.bias_V[...].astype(dtype)
-        if table_VD.shape[0] > vocab_size:
-            logits_BPV = jnp.where(jnp.arange(table_VD.shape[0]) < vocab_size, logits_BPV, -jnp.inf)
-        return logits_BPV
+        bias_V = jnp.where(jnp.arange(table_VD.shape[0]) < vocab_size, self.bias_V[...].astype(dtype), -jnp.inf)
+        return layers.add_bias(logits_BPV, bias_V)
 
 
 class Pooler(nnx.Module):
@@ -50,7 +47,7 @@ class Pooler(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """(B, T, D) → (B, D), from the first position of each row."""
-        return jnp.tanh(layers.project("BD,DE->BE", x_BTD[:, 0], self.kernel_DD, self.bias_D))
+        return jnp.tanh(layers.project(x_BTD[:, 0], self.kernel_DD, self.bias_D))
 
 
 class NextSentenceHead(nnx.Module):
@@ -63,7 +60,7 @@ class NextSentenceHead(nnx.Module):
 
     def __call__(self, pooled_BD: jax.Array) -> jax.Array:
         """(B, D) → (B, 2)."""
-        return layers.project("BD,DG->BG", pooled_BD, self.kernel_DG, self.bias_G)
+        return layers.project(pooled_BD, self.kernel_DG, self.bias_G)
 
 
 class MaskedLM(nnx.Module):
@@ -83,7 +80,6 @@ class MaskedLM(nnx.Module):
         key: jax.Array | None = None,
         dtype: Any = None,
     ) -> jax.Array:
-        """Logits (B, P, V) at the predicted positions only: the vocabulary product never sees the other tokens."""
-        x_BTD, _ = self.encoder(batch, key=key, dtype=dtype)
-        x_BPD = jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
+        """Logits (B, P, V) at the predicted positions only: neither the last layer nor the head sees the others."""
+        x_BPD, _ = self.encoder(batch, key=key, dtype=dtype, positions_BP=positions_BP)
         return self.head(x_BPD, self.encoder.embedding_VD, self.encoder.vocab_size)

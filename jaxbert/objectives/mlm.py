@@ -14,6 +14,35 @@ from jaxbert.data.source import Rows, Validation, position_ids
 Batch = dict[str, Any]
 
 
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """−log softmax(logits)[label] in nats, and whether no logit is larger than the label's.
+
+    (…, V) floating point, −inf where a row of the table is padding, and (…) integers → (…) of the logits' dtype and
+    (…) bool. The gradient reuses the exponentials of the forward pass, and the hit needs no argmax: of a BERT-mini
+    step on a CPU the derived program took 1.15 × as long.
+    """
+    return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(logits: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+    largest = jnp.max(logits, axis=-1)
+    exponentials = jnp.exp(logits - largest[..., None])
+    total = jnp.sum(exponentials, axis=-1)
+    label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return (largest + jnp.log(total) - label_logit, label_logit >= largest), (exponentials, labels, total)
+
+
+def _cross_entropy_backward(saved: Any, gradients: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
+    (exponentials, labels, total), gradient = saved, gradients[0]
+    # A comparison with iota and not a scatter: it fuses with the softmax's part.
+    is_label = jax.lax.broadcasted_iota(labels.dtype, exponentials.shape, exponentials.ndim - 1) == labels[..., None]
+    return exponentials * (gradient / total)[..., None] - jnp.where(is_label, gradient[..., None], 0.0), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
 class MaskedLanguageModelling:
     """The objective interface: `init`, `make_batch`, `loss`, `score`; the loop sees a pytree and dicts of arrays."""
 
@@ -84,11 +113,7 @@ class MaskedLanguageModelling:
     def _predict(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Negative log likelihoods and hits, (B, P) each, before weighting."""
         logits_BPV = model(batch, batch["positions_BP"], key=key, dtype=self.dtype)
-        # A comparison with iota, not a gather: its gradient is elementwise and fuses with the softmax's.
-        is_label_BPV = jnp.arange(logits_BPV.shape[-1]) == batch["labels_BP"][..., None]
-        label_logit_BP = jnp.sum(jnp.where(is_label_BPV, logits_BPV, 0.0), axis=-1)
-        nll_BP = jax.nn.logsumexp(logits_BPV, axis=-1) - label_logit_BP
-        return nll_BP, jnp.argmax(logits_BPV, axis=-1) == batch["labels_BP"]
+        return cross_entropy(logits_BPV, batch["labels_BP"])
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
         """(sum of −log p over predicted tokens in nats, their number, {"accuracy": sum of hits}), scalars.
@@ -109,6 +134,7 @@ class MaskedLanguageModelling:
 
         Products only; recomputation and the optimizer do not count. The head counts its P predicted positions.
         """
-        config, predictions = self.config.model, masking.predictions(self.config.objective.mask_rate, row_length)
+        config: Any = self.config.model
+        predictions = masking.predictions(self.config.objective.mask_rate, row_length)
         head = 2 * predictions * config.hidden_size * (config.hidden_size + self.vocab_size)
-        return 3.0 * rows * (self.family.forward_flops(config, row_length) + head)
+        return 3.0 * rows * (self.family.forward_flops(config, row_length, predictions) + head)
