@@ -1,11 +1,29 @@
-"""Pretrain BERT on your own text, in your own language.
+"""BERT on your own text, in your own language: only `corpus.input` and `corpus.language` must be given.
 
-python -m jaxbert.prepare --config=configs/own_text.py --config.corpus.input='texts/**/*.txt' --config.corpus.language=pl
-python -m jaxbert.train   --config=configs/own_text.py --config.corpus.input=… --config.corpus.language=pl --workdir=runs/pl
+    ARGS="--config=configs/own_text.py --config.corpus.input=texts/**/*.txt --config.corpus.language=pl"
+    python -m jaxbert.prepare $ARGS --sample=1000 --show=20
+    python -m jaxbert.prepare $ARGS
+    python -m jaxbert.train   $ARGS --workdir=runs/pl
+
+What people change first:
+    --config.corpus.document=file              a document a file (default: blocks between blank lines)
+    --config.corpus.text_field=body            of JSON lines
+    --config.corpus.clean.identify_language=false    for a language that the identifier does not know
+    --config.tokenizer.vocab_size=32000        the error says the largest that a small text supports
+    --config.model.name=bert_base --config.train.dtype=bfloat16      on a TPU or a GPU
+    --config.train.epochs=40                   the schedule's end alone depends on the length, so a run can be prolonged
 """
 
-from jaxbert.config import Config, Corpus, Model, Tokenizer, Train
+from jaxbert.config import Checkpoint, Config, Evaluation, Optimizer, Schedule, Tokenizer, Train, named_model
 
 
 def get_config() -> Config:
-    return Config(corpus=Corpus(), tokenizer=Tokenizer(), model=Model(name="bert_small"), train=Train(epochs=20))
+    return Config(
+        tokenizer=Tokenizer(kind="unigram", vocab_size=16_384),
+        model=named_model("bert_small"),
+        train=Train(batch_size=128, epochs=10),
+        optimizer=Optimizer(learning_rate=5e-4),
+        schedule=Schedule(name="wsd", warmup=0.05, decay=0.2),
+        evaluation=Evaluation(every=500),
+        checkpoint=Checkpoint(every=500),
+    )

@@ -76,6 +76,12 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
         partial = workdir / f"tokenizer.tmp-{os.getpid()}"
         shutil.copytree(corpus / "tokenizer", partial)
         partial.rename(workdir / "tokenizer")
+    ours, theirs = (TextTokenizer.load(place / "tokenizer").fingerprint for place in (workdir, corpus))
+    if ours != theirs:
+        raise BadInput(
+            f"corpus.directory: {corpus} was tokenized with another tokenizer ({theirs[:12]}) than the run {workdir} "
+            f"({ours[:12]}); restore the corpus that the run was started with, or take another --workdir"
+        )
     write_json(workdir / "config.json", new)
 
 

@@ -156,16 +156,20 @@ def _say_what_runs(
     display.line(f"memory      {need / 2**30:.2f} GiB a device for the step{of}")
 
 
-def _check_fits(settings: config.Config, corpus: dict[str, Any], tokenizer: TextTokenizer) -> None:
+def _check_fits(settings: config.Config, corpus: dict[str, Any]) -> None:
+    """The recipe against the model's positions and against what the corpus was prepared with."""
     if settings.data.row_length > settings.model.max_positions:
         raise BadInput(
             f"data.row_length: {settings.data.row_length} is over model.max_positions {settings.model.max_positions}"
         )
-    if corpus["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-        raise BadInput(
-            f"corpus.directory: {settings.corpus.directory} was tokenized with another tokenizer than the run's; "
-            "use the corpus that the run was started with, or a new --workdir"
-        )
+    for section in ("tokenizer", "evaluation"):
+        for name, ours in config.to_dict(getattr(settings, section)).items():
+            theirs = corpus["recipe"].get(f"{section}.{name}", ours)
+            if ours != theirs:
+                raise BadInput(
+                    f"{section}.{name}: {ours!r}, but {settings.corpus.directory} was prepared with {theirs!r}; take "
+                    "that value, or prepare another corpus.directory"
+                )
 
 
 def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     rows = Rows.open(ensure_rows(corpus_directory, settings.data.row_length))
     validation = Validation.open(corpus_directory / "validation")
     tokenizer = TextTokenizer.load(corpus_directory / "tokenizer")
-    _check_fits(settings, corpus, tokenizer)
+    _check_fits(settings, corpus)
     plan = plan_steps(settings, rows, tokenizer.vocab_size)
     B, A, seed = settings.train.batch_size, settings.train.accumulate, settings.train.data_seed
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,24 @@ def test_weights_of_other_sizes_are_refused_by_name(tiny_corpus: config.Config, 
 def test_rows_longer_than_the_models_positions_are_refused(tiny_corpus: config.Config, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"data.row_length: 128 .*model.max_positions 96"):
         train.train(change(tiny_corpus, data={"row_length": 128}), tmp_path / "run")
+
+
+def test_a_recipe_with_another_tokenizer_than_the_corpuss_is_refused(
+    tiny_corpus: config.Config, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="tokenizer.vocab_size: 700, but .* was prepared with 600"):
+        train.train(change(tiny_corpus, tokenizer={"vocab_size": 700}), tmp_path / "run")
+
+
+def test_a_corpus_that_was_tokenized_anew_is_refused_by_the_run_that_knows_the_old_one(
+    tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run/tokenizer/tokenizer.json").write_text(
+        (tmp_path / "run/tokenizer/tokenizer.json").read_text().replace('"version"', ' "version"', 1)
+    )
+    with pytest.raises(BadInput, match="tokenized with another tokenizer"):
+        train.train(tiny_corpus, tmp_path / "run")
 
 
 def test_a_corpus_that_was_not_prepared_is_refused(tiny_corpus: config.Config, tmp_path: Path) -> None:
