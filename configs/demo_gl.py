@@ -1,4 +1,14 @@
-"""demo"""
+"""The demo: BERT on Galician text out of Debian packages, on two CPU cores in a few minutes.
+
+    make demo                                       # all of it, on a fresh clone where apt-get exists
+    python -m jaxbert.prepare --config=configs/demo_gl.py
+    python -m jaxbert.train   --config=configs/demo_gl.py --workdir=runs/demo
+
+Twelve packages (about 50 MB) give 4.2 million characters after cleaning, software help and interface strings; their
+licences are mixed copyleft, so they are fetched and not committed. 16 % is held out: 21,921 masked tokens.
+
+RESULTS
+"""
 
 from jaxbert.config import (
     Checkpoint,
@@ -7,6 +17,7 @@ from jaxbert.config import (
     Corpus,
     Data,
     Evaluation,
+    Objective,
     Optimizer,
     Schedule,
     Tokenizer,
@@ -14,21 +25,34 @@ from jaxbert.config import (
     named_model,
 )
 
-PACKAGES = "libreoffice-help-gl libreoffice-l10n-gl gretl-common firefox-esr-l10n-gl thunderbird-l10n-gl rkward-data gnome-user-docs omegat vlc-l10n kgoldrunner k3b-i18n evolution-common".split()
+PACKAGES = (
+    *("libreoffice-help-gl", "libreoffice-l10n-gl", "gretl-common", "firefox-esr-l10n-gl", "thunderbird-l10n-gl"),
+    *("rkward-data", "gnome-user-docs", "omegat", "vlc-l10n", "kgoldrunner", "k3b-i18n", "evolution-common"),
+)
 
 
 def get_config() -> Config:
     return Config(
         corpus=Corpus(
-            input=("deb:" + ",".join(PACKAGES),),
+            input=(f"deb:{','.join(PACKAGES)}",),
             language="gl",
             validation_share=0.16,
+            # The identifier takes much short Galician for Spanish; at 0.15, of labelled catalogues, it keeps more than
+            # 80 % of Galician and lets about 1 % of Portuguese and no English through (data/clean.py says how).
             clean=Clean(language_threshold=0.15),
         ),
         tokenizer=Tokenizer(kind="unigram", vocab_size=8192),
         data=Data(row_length=128),
-        model=named_model("bert_tiny", unroll=2, hidden_dropout=0.0, attention_dropout=0.0, max_positions=128),
-        train=Train(batch_size=32, steps=2000),
+        model=named_model(
+            "bert_tiny",
+            max_positions=128,
+            initializer_range=0.05,
+            hidden_dropout=0.0,  # nine epochs of a small model: it underfits
+            attention_dropout=0.0,
+            unroll=2,
+        ),
+        objective=Objective(mask_rate=0.25),  # of training rows; the held-out rate is 15 %, evaluation.mask_rate
+        train=Train(batch_size=32, steps=2000, log_every=100),
         optimizer=Optimizer(learning_rate=2e-3),
         schedule=Schedule(name="linear", warmup=0.1),
         evaluation=Evaluation(every=500),
