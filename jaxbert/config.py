@@ -321,6 +321,13 @@ def field_names(config: Any, prefix: str = "") -> list[str]:
     return names
 
 
+def help_text() -> str:
+    """Every field of a recipe with its default, for the commands' --help."""
+    recipe = dataclasses.replace(Config(), model=named_model("bert_mini"))
+    lines = [f"  --config.{name}={_get(recipe, name)!r}" for name in field_names(recipe)]
+    return "fields of the recipe, with their defaults (None: the named size's, or derived):\n" + "\n".join(lines)
+
+
 def _get(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)

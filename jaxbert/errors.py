@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-DONE, FAULT, BAD_INPUT, DIVERGED, START_AGAIN = 0, 1, 2, 3, 75
+BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
 
 
 class BadInput(Exception):
@@ -17,7 +17,7 @@ class Diverged(Exception):
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a command's `main(argv)` and exit: 0 done, 2 bad input (one message, no traceback), 3 diverged.
 
-    Anything else that escapes is a fault in our code: Python prints its traceback and exits with 1.
+    130: interrupted from the keyboard. Anything else that escapes is a fault in our code: Python prints its traceback and exits with 1.
     """
     try:
         main(sys.argv[1:])
@@ -27,3 +27,6 @@ def run(main: Callable[[list[str]], None]) -> None:
     except Diverged as error:
         print(f"diverged: {error}", file=sys.stderr)
         sys.exit(DIVERGED)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -53,7 +53,13 @@ TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftf
 
 def main(argv: list[str]) -> None:
     """The command. Raises BadInput for a recipe, an input or a disk that cannot work."""
-    parser = argparse.ArgumentParser("python -m jaxbert.prepare", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m jaxbert.prepare",
+        description=__doc__.splitlines()[0],
+        epilog=recipes.help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, help="a recipe file; its fields: --config.section.field=value")
     parser.add_argument("--workers", type=int, help="processes (corpus.workers); the result does not depend on it")
     parser.add_argument("--keep-rejected", action="store_true", help="also write rejected documents, with the reason")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbert import checkpoint, config, metrics, objectives, optim, runs, sharding
+from jaxbert.allocator import keep_freed_memory
 from jaxbert.data.source import Rows, Validation, prefetch, rows_of_step
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput, Diverged, run
@@ -178,6 +179,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     Raises BadInput, or Diverged for an impossible first loss, a bad step under `train.bad_step = "stop"`, or more than
     `train.max_skipped` bad steps in a row.
     """
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     corpus_directory = Path(settings.corpus.directory)
     corpus = load_corpus(corpus_directory)
     rows = Rows.open(ensure_rows(corpus_directory, settings.data.row_length))
@@ -376,7 +379,13 @@ class _Loop:
 
 def main(argv: list[str]) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m jaxbert.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m jaxbert.train",
+        description=__doc__.splitlines()[0],
+        epilog=config.help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
     known, overrides = parser.parse_known_args(argv)

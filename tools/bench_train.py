@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 ROW, VOCABULARY, MASK_RATE, ROUNDS = 128, 32_000, 0.15, 5
-STEPS = {"mini": 10, "small": 4, "base": 1}  # of a window
+STEPS = {"mini": 6, "small": 3, "base": 1}  # of a window
 GOALS = {"mini": 3.2, "small": 2.8, "base": 1.7}  # × the Trainer as shipped, full rows
 
 

@@ -203,7 +203,7 @@ class Bert(nnx.Module):
             if positions_BP is not None:
                 x_BTD = jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
             return x_BTD, extras
-        # The last layer computes only what is asked for: 1.2 × at four layers, 1.06 × at twelve.
+        # The last layer computes only what is asked for: 1.15 × at BERT-mini's four.
         front, last = (jax.tree.map(operator.itemgetter(part), layers_L) for part in (slice(-1), -1))
         x_BTD, _ = jax.lax.scan(scanned, x_BTD, front, unroll=config.unroll)
         x_BPD, _ = jax.checkpoint(step, policy=policy, prevent_cse=saves_memory)(x_BTD, last, positions_BP)

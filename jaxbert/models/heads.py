@@ -32,7 +32,7 @@ class MaskedLMHead(nnx.Module):
         table_VD = embedding_VD.astype(x_BPD.dtype)
         logits_BPV = jnp.einsum("BPD,VD->BPV", t_BPD, table_VD, preferred_element_type=dtype)
         bias_V = jnp.where(jnp.arange(table_VD.shape[0]) < vocab_size, self.bias_V[...].astype(dtype), -jnp.inf)
-        return layers.add_bias(logits_BPV, bias_V)
+        return logits_BPV + bias_V
 
 
 class Pooler(nnx.Module):

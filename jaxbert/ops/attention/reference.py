@@ -31,7 +31,7 @@ def attention(
       (B, T, N, H) in the dtype of `q_BTNH`.
     """
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
-    # Heads first, once: left to einsum's own order, each of the six products of a step transposes (1.4 × their time).
+    # Heads first, once: left to einsum's own order, each of the six products of a step transposes (1.02 × the step).
     q_BNTH, k_BNSH, v_BNSH = (x.transpose(0, 2, 1, 3) for x in (q_BTNH, k_BSNH, v_BSNH))
     q_BNTH = q_BNTH * (1.0 / math.sqrt(q_BTNH.shape[-1]))
     scores_BNTS = jnp.einsum("BNTH,BNSH->BNTS", q_BNTH, k_BNSH, preferred_element_type=dtype)

@@ -1,0 +1,101 @@
+"""The loss at masked tokens: cross-entropy against a plain one in float64, value and gradient, and the sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbert import config
+from jaxbert.objectives.mlm import MaskedLanguageModelling, cross_entropy
+
+V, B, T, P = 300, 3, 12, 4
+
+
+def plain(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+
+
+def logits_and_labels(padding: int = 0) -> tuple[jax.Array, jax.Array]:
+    logits = 3 * jax.random.normal(jax.random.key(0), (B, P, V), jnp.float64)
+    labels = jax.random.randint(jax.random.key(1), (B, P), 0, V)
+    return jnp.pad(logits, ((0, 0), (0, 0), (0, padding)), constant_values=-jnp.inf), labels
+
+
+@pytest.mark.parametrize("padding", [0, 84])
+def test_cross_entropy_and_its_gradient_are_the_plain_ones(padding: int) -> None:
+    with jax.enable_x64(True):
+        logits, labels = logits_and_labels(padding)
+        weights = jnp.linspace(0, 2, B * P).reshape(B, P)
+        ours, theirs = (
+            jax.value_and_grad(lambda x, f=f: jnp.sum(f(x) * weights))(logits)
+            for f in (lambda x: cross_entropy(x, labels)[0], lambda x: plain(x, labels))
+        )
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-13)
+        np.testing.assert_allclose(ours[1][..., :V], theirs[1][..., :V], atol=1e-14)
+        assert np.all(np.asarray(ours[1][..., V:]) == 0)  # padded entries of the vocabulary get no gradient
+
+
+def test_a_hit_is_a_label_with_the_largest_logit() -> None:
+    with jax.enable_x64(True):
+        logits, labels = logits_and_labels()
+        labels = labels.at[0].set(jnp.argmax(logits[0], axis=-1))
+        hits = cross_entropy(logits, labels)[1]
+        np.testing.assert_array_equal(hits, jnp.argmax(logits, axis=-1) == labels)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    logits = jnp.array([[1e4, -1e4, 0.0]])
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([2]))[0], [1e4])
+    assert np.all(np.isfinite(jax.grad(lambda x: cross_entropy(x, jnp.array([2]))[0].sum())(logits)))
+
+
+@pytest.fixture(scope="module")
+def objective() -> MaskedLanguageModelling:
+    model = config.named_model("bert_tiny", hidden_size=32, num_heads=2, feed_forward_size=64, max_positions=T)
+    recipe = config.resolve(config.Config(model=model, train=config.Train(steps=1)))
+    return MaskedLanguageModelling(recipe, vocab_size=V, mask_id=4, special_ids=frozenset(range(5)))
+
+
+def batch_of(weights_BP: np.ndarray) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "input_ids_BT": random.integers(5, V, (B, T)).astype(np.int32),
+        "segment_ids_BT": np.ones((B, T), np.int32),
+        "position_ids_BT": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+        "positions_BP": np.tile(np.array([1, 3, 5, 8], np.int32), (B, 1)),
+        "labels_BP": random.integers(5, V, (B, P)).astype(np.int32),
+        "weights_BP": weights_BP.astype(np.float32),
+    }
+
+
+def test_the_loss_is_a_sum_over_real_predictions(objective: MaskedLanguageModelling) -> None:
+    model, weights = objective.init(jax.random.key(0)), np.ones((B, P))
+    weights[1, 2:] = 0
+    batch = batch_of(weights)
+    total, count, _ = objective.loss(model, batch, None)
+    nll = plain(model(batch, batch["positions_BP"])[..., :V], batch["labels_BP"])
+    np.testing.assert_allclose(total, np.sum(nll * weights), rtol=1e-5)
+    assert count == B * P - 2
+
+
+def test_filling_changes_neither_loss_nor_gradient(objective: MaskedLanguageModelling) -> None:
+    weights = np.ones((B, P))
+    weights[:, 3] = 0
+    batch = batch_of(weights)
+    other = {**batch, "labels_BP": batch["labels_BP"].copy()}
+    other["labels_BP"][:, 3] = 7
+    model = objective.init(jax.random.key(0))
+    one, two = (jax.value_and_grad(lambda m, b=b: objective.loss(m, b, None)[0])(model) for b in (batch, other))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_dropout_happens_with_a_key_and_not_without(objective: MaskedLanguageModelling) -> None:
+    model, batch = objective.init(jax.random.key(0)), batch_of(np.ones((B, P)))
+    losses = [float(objective.loss(model, batch, key)[0]) for key in (None, None, jax.random.key(1), jax.random.key(2))]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+
+
+def test_a_fresh_model_starts_at_the_logarithm_of_the_vocabulary(objective: MaskedLanguageModelling) -> None:
+    model, batch = objective.init(jax.random.key(0)), batch_of(np.ones((B, P)))
+    total, count, _ = objective.loss(model, batch, None)
+    assert abs(total / count - objective.initial_loss) < 0.1
