@@ -17,7 +17,8 @@ class Diverged(Exception):
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a command's `main(argv)` and exit: 0 done, 2 bad input (one message, no traceback), 3 diverged.
 
-    130: interrupted from the keyboard. Anything else that escapes is a fault in our code: Python prints its traceback and exits with 1.
+    130: interrupted from the keyboard. Anything else that escapes is a fault in our code: Python prints its traceback
+    and exits with 1.
     """
     try:
         main(sys.argv[1:])
