@@ -252,7 +252,8 @@ def _read_recipe(path: str) -> Config:
     if not isinstance(recipe, Config):
         raise BadInput(f"--config: get_config() of {file} returned {type(recipe).__name__}; it must return a Config")
     if type(recipe.model) is Model:  # a recipe that only names the size
-        recipe = dataclasses.replace(recipe, model=named_model(**dataclasses.asdict(recipe.model)))
+        given = {name: value for name, value in dataclasses.asdict(recipe.model).items() if value is not None}
+        recipe = dataclasses.replace(recipe, model=named_model(**given))
     _check_types(recipe, "")
     return recipe
 
