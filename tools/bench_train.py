@@ -100,7 +100,7 @@ def recipe(directory: str, size: str = "mini", dropout: float = 0.1, batch_size:
     model = config.named_model(f"bert_{size}", hidden_dropout=dropout, attention_dropout=dropout)
     fields = {
         "corpus": config.Corpus(directory=directory, language="gl"),
-        "tokenizer": config.Tokenizer(kind="wordpiece", vocab_size=VOCABULARY),
+        "tokenizer": tokenizer_of(Path(directory)),
         "data": config.Data(row_length=ROW),
         "model": config.dataclasses.replace(model, unroll=4),
         "objective": config.Objective(mask_rate=MASK_RATE),
@@ -249,13 +249,19 @@ def make_corpora(directory: Path) -> tuple[str, str]:
             unfinished = text.with_suffix(".tmp")
             unfinished.write_text("\n\n".join(made_up_documents(words, seed)), encoding="utf-8")
             unfinished.rename(text)
-        tokenizer = config.Tokenizer(kind="wordpiece", vocab_size=VOCABULARY)
-        if corpus is mixed:
-            tokenizer = config.Tokenizer(kind="folder", folder=str(full / "tokenizer"), vocab_size=VOCABULARY)
         off = config.Clean(repair=False, min_words=0, min_letters=0, identify_language=False, duplicates="off")
         text_only = config.Corpus(input=(str(text),), language="gl", directory=str(corpus), clean=off)
-        prepare.prepare(recipe(str(corpus), corpus=text_only, tokenizer=tokenizer))
+        prepare.prepare(recipe(str(corpus), corpus=text_only))
     return str(full), str(mixed)
+
+
+def tokenizer_of(corpus: Path) -> Any:
+    """Trained on the full rows' text; the documents take the same one."""
+    from jaxbert import config
+
+    if corpus.name == "full":
+        return config.Tokenizer(kind="wordpiece", vocab_size=VOCABULARY)
+    return config.Tokenizer(kind="folder", folder=str(corpus.parent / "full" / "tokenizer"), vocab_size=VOCABULARY)
 
 
 def document_lengths(count: int) -> list[int]:
