@@ -5,6 +5,7 @@ A recipe file defines `get_config()` (or `get_config(variant)`) and returns a `C
 `resolve`, so that `--config.model.name=bert_base` takes all of base's sizes and not the recipe's old ones.
 """
 
+import argparse
 import dataclasses
 import difflib
 import importlib
@@ -327,6 +328,17 @@ def help_text() -> str:
     recipe = dataclasses.replace(Config(), model=named_model("bert_mini"))
     lines = [f"  --config.{name}={_get(recipe, name)!r}" for name in field_names(recipe)]
     return "fields of the recipe, with their defaults (None: the named size's, or derived):\n" + "\n".join(lines)
+
+
+def command_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command that takes a recipe; --help lists its fields, and `load` reads what is left over."""
+    return argparse.ArgumentParser(
+        program,
+        description=description,
+        epilog=help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def _get(config: Any, name: str) -> Any:

@@ -92,7 +92,7 @@ def export(workdir: str | Path, out: str | Path, step: str = "latest", verify: b
     with _temporary_beside(out) as folder:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         hf_config = module.to_hf_config(settings, trained.tokenizer.vocab_size, trained.tokenizer.pad_id)
-        _write_json(folder / "config.json", hf_config)
+        runs.write_json(folder / "config.json", hf_config)
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors: for the owner alone
         _copy_tokenizer(trained.tokenizer.directory, folder, _most_tokens(trained))
         parameters = sum(array.size for array in state.values())
@@ -164,11 +164,7 @@ def _copy_tokenizer(source: Path, folder: Path, max_positions: int) -> None:
     for name in TOKENIZER_FILES:
         shutil.copyfile(source / name, folder / name)
     path = folder / "tokenizer_config.json"
-    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": max_positions})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    runs.write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": max_positions})
 
 
 def _sha256(path: Path) -> str:

@@ -17,7 +17,6 @@ killed at any moment and started again, and goes on with what is finished. A sta
 Bytes depend on the input and the recipe, not on the number of workers.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -53,13 +52,7 @@ TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftf
 
 def main(argv: list[str]) -> None:
     """The command. Raises BadInput for a recipe, an input or a disk that cannot work."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxbert.prepare",
-        description=__doc__.splitlines()[0],
-        epilog=recipes.help_text(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = recipes.command_parser("python -m jaxbert.prepare", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="a recipe file; its fields: --config.section.field=value")
     parser.add_argument("--workers", type=int, help="processes (corpus.workers); the result does not depend on it")
     parser.add_argument("--keep-rejected", action="store_true", help="also write rejected documents, with the reason")

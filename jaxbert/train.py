@@ -4,7 +4,6 @@ Started again on the same directory, it resumes at the newest whole checkpoint, 
 objective: it sees a pytree, `objective.loss`, and batches that are a pure function of (recipe, step).
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -379,13 +378,7 @@ class _Loop:
 
 def main(argv: list[str]) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxbert.train",
-        description=__doc__.splitlines()[0],
-        epilog=config.help_text(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = config.command_parser("python -m jaxbert.train", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
     known, overrides = parser.parse_known_args(argv)
