@@ -18,9 +18,8 @@ from typing import Any, Literal
 
 from jaxbert.errors import BadInput
 
-FAMILIES = {
-    "bert": "jaxbert.models.bert"
-}  # the first word of `model.name` → the module that declares `Config`, `SIZES`
+# The first word of `model.name` → the module that declares `Config`, `SIZES` and the rest of the encoder protocol.
+FAMILIES = {"bert": "jaxbert.models.bert"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,16 @@ class Model:
     """
 
     name: str = "bert_mini"
+    num_layers: int | None = None
+    hidden_size: int | None = None
     max_positions: int | None = None  # the longest row
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    hidden_dropout: float = 0.1
+    norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    mask_mode: Literal["exact", "reference"] = "exact"  # reference: reads padding where the published code does
+    rematerialize: Literal["none", "dots", "full"] = "none"  # products that the backward pass computes again
+    unroll: int = 1  # layers that a step of the scan holds: all of a small model's on a CPU run 5 % faster
     initialize_from: str = ""  # a run, a step of it (`runs/a@1000`) or an imported folder: weights only, a new run
 
 

@@ -88,7 +88,9 @@ def export(workdir: str | Path, out: str | Path, step: str = "latest", verify: b
     corpus = None
     with contextlib.nullcontext() if verify else contextlib.suppress(BadInput):  # no corpus: the card says so
         corpus = corpus_of(trained)[1]
-    state = to_torch(trained.model, module.MASKED_LM, trained.tokenizer.vocab_size, module.torch_shapes(settings))
+    state = to_torch(
+        trained.model, module.masked_lm(settings), trained.tokenizer.vocab_size, module.torch_shapes(settings)
+    )
     with _temporary_beside(out) as folder:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         hf_config = module.to_hf_config(settings, trained.tokenizer.vocab_size, trained.tokenizer.pad_id)

@@ -23,11 +23,11 @@ def test_decay_spares_biases_and_norms_and_nothing_else() -> None:
     spared = {parameter_name(path) for path, value in mask if not value}
     assert decayed == {
         *("word_VD", "position_TD", "type_GD", "query_DNH", "key_DNH", "value_DNH", "output_NHD"),
-        *("up_DF", "down_FD", "transform_DD"),
+        *("up_DF", "down_FD", "transform_DE"),
     }
     assert spared == {
         *("scale_D", "bias_D", "query_bias_NH", "key_bias_NH", "value_bias_NH", "output_bias_D"),
-        *("up_bias_F", "down_bias_D", "transform_bias_D", "bias_V"),
+        *("up_bias_F", "down_bias_D", "transform_bias_E", "bias_V"),
     }
 
 

@@ -5,7 +5,7 @@ import types
 
 from jaxbert.errors import BadInput
 
-# The first word of `model.name` → the module with HF_CLASS, MASKED_LM (key map), torch_shapes and to_hf_config.
+# The first word of `model.name` → the module with HF_CLASS, masked_lm (key map), torch_shapes and to_hf_config.
 EXPORTERS = {"bert": "jaxbert.convert.bert"}
 
 

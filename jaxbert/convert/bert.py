@@ -35,12 +35,17 @@ ENCODER = [
 ]
 MASKED_LM = [
     *ENCODER,
-    *_dense("head/transform_DD", "head/transform_bias_D", "cls.predictions.transform.dense"),
+    *_dense("head/transform_DE", "head/transform_bias_E", "cls.predictions.transform.dense"),
     *_norm("head/norm", "cls.predictions.transform.LayerNorm"),
     Row("head/bias_V", "cls.predictions.bias", "vocabulary"),
 ]
 POOLER = _dense("kernel_DD", "bias_D", "bert.pooler.dense")
 NEXT_SENTENCE = _dense("kernel_DG", "bias_G", "cls.seq_relationship")
+
+
+def masked_lm(config: Config) -> list[Row]:
+    """The key map of the encoder with its masked-LM head."""
+    return MASKED_LM
 
 
 def torch_shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -4,8 +4,7 @@ Post-norm blocks; the layers are stacked on a leading axis and scanned, so compi
 """
 
 import dataclasses
-import operator
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 
 from jaxbert.config import Model
 from jaxbert.errors import BadInput
-from jaxbert.models import layers
+from jaxbert.models import heads, layers, stack
 from jaxbert.models.embeddings import Embeddings
 from jaxbert.ops.attention.reference import attention
 from jaxbert.ops.dropout import dropout
@@ -23,19 +22,11 @@ from jaxbert.ops.dropout import dropout
 class Config(Model):
     """Fields that are None take the named size's value."""
 
-    num_layers: int | None = None
-    hidden_size: int | None = None
     num_heads: int | None = None
     feed_forward_size: int | None = None
     max_positions: int = 512
     type_vocab_size: int = 2
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
-    hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
-    norm_epsilon: float = 1e-12
-    initializer_range: float = 0.02
-    rematerialize: Literal["none", "dots", "full"] = "none"  # products that the backward pass computes again
-    unroll: int = 1  # layers that a step of the scan holds: all of a small model's on a CPU run 5 % faster
 
 
 def _size(num_layers: int, hidden_size: int, num_heads: int | None = None) -> dict[str, int]:
@@ -106,7 +97,7 @@ class Block(nnx.Module):
         v_BSNH = layers.project(x_BTD, self.value_DNH, self.value_bias_NH)
         q_segment_ids_BT = k_segment_ids_BS
         if positions_BP is not None:  # keys and values come from everywhere, all the rest from these rows: T is now P
-            x_BTD = jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
+            x_BTD = layers.take_positions(x_BTD, positions_BP)
             q_segment_ids_BT = jnp.take_along_axis(k_segment_ids_BS, positions_BP, axis=1)
         q_BTNH = layers.project(x_BTD, self.query_DNH, self.query_bias_NH)
         a_BTNH = attention(q_BTNH, k_BSNH, v_BSNH, q_segment_ids_BT, k_segment_ids_BS, dropout_rate=rate, key=keys[0])
@@ -117,21 +108,11 @@ class Block(nnx.Module):
         return self.feed_forward_norm(x_BTD + dropout(f_BTD, config.hidden_dropout, keys[2]))
 
 
-# What the forward pass stores. Even "none" computes elementwise work again, because on a CPU storing it costs more:
-# 1.07 × as fast at BERT-mini in 0.8 × the memory.
-_KEPT = jax.checkpoint_policies.save_only_these_names("dropout", layers.STATISTICS)
-_either = jax.checkpoint_policies.save_from_both_policies
-REMATERIALIZE = {
-    "none": _either(jax.checkpoint_policies.dots_saveable, _KEPT),
-    "dots": _either(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _KEPT),  # scores again
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
 class Bert(nnx.Module):
     """The encoder: embeddings, norm, `num_layers` equal blocks."""
 
     packs = True  # attention stays within segments and positions restart, so several documents share a row
+    MaskedLMHead = heads.MaskedLMHead
 
     def __init__(self, config: Config, vocab_size: int, *, rngs: nnx.Rngs):
         """`config` resolved (every size given); `vocab_size` true, the table is padded to a multiple of 128.
@@ -151,8 +132,7 @@ class Bert(nnx.Module):
             rngs=rngs,
         )
         self.embedding_norm = layers.LayerNorm(config.hidden_size, epsilon=config.norm_epsilon)
-        keys = jax.random.split(rngs.params(), config.num_layers)
-        self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
+        self.blocks = stack.stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.config, self.vocab_size = config, vocab_size
 
     @property
@@ -178,36 +158,9 @@ class Bert(nnx.Module):
         config = self.config
         dtype = dtype or self.embeddings.word_VD[...].dtype
         x_BTD = self.embedding_norm(self.embeddings(batch, dtype))
-        embedding_key, layer_keys = None, None
-        if key is not None:
-            embedding_key, *rest = jax.random.split(key, config.num_layers + 1)
-            layer_keys = jnp.stack(rest)
+        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = dropout(x_BTD, config.hidden_dropout, embedding_key)
-
-        def step(
-            x_BTD: jax.Array, layer: tuple[Block, jax.Array | None], positions_BP: jax.Array | None = None
-        ) -> tuple[jax.Array, jax.Array | None]:
-            block, layer_key = layer
-            y_BTD = block(x_BTD, batch, key=layer_key, positions_BP=positions_BP)
-            return y_BTD, (y_BTD if "hidden_states" in collect else None)
-
-        # Barriers keep the compiler from undoing what saves memory; a scan does that by itself.
-        policy, saves_memory = REMATERIALIZE[config.rematerialize], config.rematerialize != "none"
-        scanned = jax.checkpoint(step, policy=policy, prevent_cse=saves_memory and config.unroll > 1)
-        layers_L, extras = (self.blocks, layer_keys), {}
-        if positions_BP is None or collect:
-            first_BTD = x_BTD
-            x_BTD, states_LBTD = jax.lax.scan(scanned, x_BTD, layers_L, unroll=config.unroll)
-            if "hidden_states" in collect:
-                extras["hidden_states"] = jnp.concatenate([first_BTD[None], states_LBTD])
-            if positions_BP is not None:
-                x_BTD = jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
-            return x_BTD, extras
-        # The last layer computes only what is asked for: 1.15 × at BERT-mini's four.
-        front, last = (jax.tree.map(operator.itemgetter(part), layers_L) for part in (slice(-1), -1))
-        x_BTD, _ = jax.lax.scan(scanned, x_BTD, front, unroll=config.unroll)
-        x_BPD, _ = jax.checkpoint(step, policy=policy, prevent_cse=saves_memory)(x_BTD, last, positions_BP)
-        return x_BPD, extras
+        return stack.run(self.blocks, x_BTD, batch, config, key=blocks_key, collect=collect, positions_BP=positions_BP)
 
 
 Encoder = Bert

@@ -1,4 +1,4 @@
-"""Heads. They see only the encoder protocol: final states x_BTD and the table `embedding_VD`."""
+"""Heads. They see only the encoder protocol: final states x_BTD and the word table `embedding_VD`."""
 
 from typing import Any
 
@@ -7,32 +7,40 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxbert.models import layers
+from jaxbert.ops.dropout import dropout
 
 
 class MaskedLMHead(nnx.Module):
     """BERT's prediction head: dense, activation, norm, then the transposed word table (tied) and a bias.
 
-    Source: google-research/bert run_pretraining.py, `get_masked_lm_output`.
+    Source: google-research/bert run_pretraining.py, `get_masked_lm_output`. Where the table is narrower than the
+    encoder (E < D), it is ELECTRA's generator head: the dense layer goes to the table's width.
     """
 
-    def __init__(self, config: Any, vocab_rows: int, *, rngs: nnx.Rngs):
-        """`config` gives width, activation, norm epsilon and initial scale; the bias has `vocab_rows` entries."""
-        width = config.hidden_size
-        self.transform_DD = layers.truncated_normal(rngs.params(), (width, width), config.initializer_range)
-        self.transform_bias_D = layers.zeros(width)
+    def __init__(self, config: Any, table_shape: tuple[int, int], *, rngs: nnx.Rngs):
+        """`config` gives width, activation, norm epsilon and initial scale; `table_shape` is (stored rows, E)."""
+        rows, width = table_shape
+        self.transform_DE = layers.truncated_normal(
+            rngs.params(), (config.hidden_size, width), config.initializer_range
+        )
+        self.transform_bias_E = layers.zeros(width)
         self.norm = layers.LayerNorm(width, epsilon=config.norm_epsilon)
-        self.bias_V = layers.zeros(vocab_rows)
+        self.bias_V = layers.zeros(rows)
         self.activation = config.activation
 
-    def __call__(self, x_BPD: jax.Array, embedding_VD: jax.Array, vocab_size: int) -> jax.Array:
+    def __call__(self, x_BPD: jax.Array, embedding_VE: jax.Array, vocab_size: int) -> jax.Array:
         """(B, P, D) → logits (B, P, V) in at least float32; rows of the table past `vocab_size` get −inf."""
-        t_BPD = layers.project(x_BPD, self.transform_DD, self.transform_bias_D)
-        t_BPD = self.norm(layers.ACTIVATIONS[self.activation](t_BPD))
-        dtype = jnp.promote_types(x_BPD.dtype, jnp.float32)
-        table_VD = embedding_VD.astype(x_BPD.dtype)
-        logits_BPV = jnp.einsum("BPD,VD->BPV", t_BPD, table_VD, preferred_element_type=dtype)
-        bias_V = jnp.where(jnp.arange(table_VD.shape[0]) < vocab_size, self.bias_V[...].astype(dtype), -jnp.inf)
-        return logits_BPV + bias_V
+        t_BPE = layers.project(x_BPD, self.transform_DE, self.transform_bias_E)
+        t_BPE = self.norm(layers.ACTIVATIONS[self.activation](t_BPE))
+        return vocabulary_logits(t_BPE, embedding_VE, self.bias_V[...], vocab_size)
+
+
+def vocabulary_logits(x_BPE: jax.Array, table_VE: jax.Array, bias_V: jax.Array | None, vocab_size: int) -> jax.Array:
+    """x Wᵀ + b in at least float32, (B, P, V); rows of the table past `vocab_size` get −inf."""
+    dtype = jnp.promote_types(x_BPE.dtype, jnp.float32)
+    logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(x_BPE.dtype), preferred_element_type=dtype)
+    bias_V = jnp.zeros((), dtype) if bias_V is None else bias_V.astype(dtype)
+    return logits_BPV + jnp.where(jnp.arange(table_VE.shape[0]) < vocab_size, bias_V, -jnp.inf)
 
 
 class Pooler(nnx.Module):
@@ -63,6 +71,36 @@ class NextSentenceHead(nnx.Module):
         return layers.project(pooled_BD, self.kernel_DG, self.bias_G)
 
 
+class SequenceHead(nnx.Module):
+    """Scores of a whole text: pooler, dropout, dense (Devlin et al. 2019, §4.1)."""
+
+    def __init__(self, config: Any, labels: int, *, rngs: nnx.Rngs):
+        """A pooler and a (D, labels) kernel with a bias."""
+        self.pooler = Pooler(config, rngs=rngs)
+        self.kernel_DG = layers.truncated_normal(rngs.params(), (config.hidden_size, labels), config.initializer_range)
+        self.bias_G = layers.zeros(labels)
+        self.rate = config.hidden_dropout
+
+    def __call__(self, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """(B, T, D) → (B, labels); `key` None: no dropout."""
+        return layers.project(dropout(self.pooler(x_BTD), self.rate, key), self.kernel_DG, self.bias_G)
+
+
+class TokenHead(nnx.Module):
+    """Scores of every token: dropout, dense (Devlin et al. 2019, §5.3); with two labels the start and end of an answer
+    (§4.2)."""
+
+    def __init__(self, config: Any, labels: int, *, rngs: nnx.Rngs):
+        """A (D, labels) kernel and a bias."""
+        self.kernel_DG = layers.truncated_normal(rngs.params(), (config.hidden_size, labels), config.initializer_range)
+        self.bias_G = layers.zeros(labels)
+        self.rate = config.hidden_dropout
+
+    def __call__(self, x_BTD: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """(B, T, D) → (B, T, labels); `key` None: no dropout."""
+        return layers.project(dropout(x_BTD, self.rate, key), self.kernel_DG, self.bias_G)
+
+
 class MaskedLM(nnx.Module):
     """An encoder with a masked-LM head on its word table: one leaf, handed to the head at each call."""
 
@@ -70,7 +108,7 @@ class MaskedLM(nnx.Module):
         """`encoder` is a class of the protocol, `config` its resolved configuration, `vocab_size` the true one."""
         rngs = nnx.Rngs(key)
         self.encoder = encoder(config, vocab_size, rngs=rngs)
-        self.head = MaskedLMHead(config, self.encoder.embedding_VD.shape[0], rngs=rngs)
+        self.head = encoder.MaskedLMHead(config, self.encoder.embedding_VD.shape, rngs=rngs)
 
     def __call__(
         self,

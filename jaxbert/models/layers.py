@@ -75,3 +75,8 @@ class LayerNorm(nnx.Module):
         y = y - checkpoint_name(jnp.mean(y, axis=-1, keepdims=True), STATISTICS)
         y = y * checkpoint_name(jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon), STATISTICS)
         return (y * self.scale_D[...].astype(dtype) + self.bias_D[...].astype(dtype)).astype(x.dtype)
+
+
+def take_positions(x_BTD: jax.Array, positions_BP: jax.Array | None) -> jax.Array:
+    """The states at `positions_BP`, (B, P, D); all of them, (B, T, D), if it is None."""
+    return x_BTD if positions_BP is None else jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
