@@ -15,6 +15,11 @@ import pytest
 from jaxbert import config, prepare
 from tests.pseudo_galician import documents
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", default=str(Path(__file__).parent / "golden"), help="folder of golden .npz files")
+
+
 LICENCE, ATTRIBUTION = "CC0-1.0", "made up by tests/pseudo_galician.py"
 
 
