@@ -16,6 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxbert import checkpoint, objectives
 from jaxbert import config as configs
+from jaxbert.data.stages import write_json
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 
@@ -37,13 +38,6 @@ MAY_CHANGE = (
     "model.rematerialize",
 )
 MAY_CHANGE_UNDER_WSD = ("train.steps", "train.tokens", "train.epochs")  # the rate before the decay depends on no length
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON under a temporary name, then renamed: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
