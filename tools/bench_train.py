@@ -1,5 +1,6 @@
 """Speed of the training loop beside transformers.Trainer on the same CPU, and beside itself without data loading.
 
+    pip install -e ".[prepare,torch,bench]"
     python tools/bench_train.py --peer=hf [--size=mini] [--dropout=0.1] [--measure=rows] [--json=FILE]
 
 `--measure`: `rows` (full rows, one piece a row), `documents` (as they come: ours packs them, the peer cuts them at the
