@@ -8,15 +8,17 @@ BIN := $(VENV)/bin
 RECIPE ?= $(if $(shell command -v apt-get 2>/dev/null),configs/demo_gl.py,configs/demo_sv.py)
 FILLS_GL := --fill "O [MASK] foi aberto." --fill "Prema o botón [MASK] para gardar o ficheiro." --fill "Seleccione a [MASK] que desexe."
 FILLS_SV := --fill "Han gick [MASK] huset." --fill "Det var en [MASK] dag." --fill "Jag har [MASK] sett honom."
+# Each recipe its own run: a directory refuses another recipe than the one that it was started with.
+RUN ?= $(if $(findstring demo_gl,$(RECIPE)),demo,$(basename $(notdir $(RECIPE))))
 FILLS ?= $(if $(findstring demo_gl,$(RECIPE)),$(FILLS_GL),$(FILLS_SV))
 
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m jaxbert.prepare --config=$(RECIPE)
-	$(BIN)/python -m jaxbert.train --config=$(RECIPE) --workdir=runs/demo
-	$(BIN)/python -m jaxbert.evaluate --workdir=runs/demo $(FILLS)
-	$(BIN)/python -m jaxbert.export --workdir=runs/demo --out=exported/demo
+	$(BIN)/python -m jaxbert.train --config=$(RECIPE) --workdir=runs/$(RUN)
+	$(BIN)/python -m jaxbert.evaluate --workdir=runs/$(RUN) $(FILLS)
+	$(BIN)/python -m jaxbert.export --workdir=runs/$(RUN) --out=exported/$(RUN)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
