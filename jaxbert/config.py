@@ -19,7 +19,14 @@ from typing import Any, Literal
 from jaxbert.errors import BadInput
 
 # The first word of `model.name` → the module that declares `Config`, `SIZES` and the rest of the encoder protocol.
-FAMILIES = {"bert": "jaxbert.models.bert"}
+FAMILIES = {
+    "bert": "jaxbert.models.bert",
+    "convbert": "jaxbert.models.convbert",
+    "gmlp": "jaxbert.models.gmlp",
+    "amlp": "jaxbert.models.gmlp",  # gMLP with a tiny attention
+    "m2": "jaxbert.models.m2",
+    "hypermixer": "jaxbert.models.hypermixer",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Data:
     """What a training row is."""
 
     row_length: int = 128  # tokens
+    pack: bool | None = None  # several documents share a row; None: where the encoder can
 
 
 @dataclasses.dataclass(frozen=True)

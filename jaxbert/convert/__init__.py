@@ -6,7 +6,14 @@ import types
 from jaxbert.errors import BadInput
 
 # The first word of `model.name` → the module with HF_CLASS, masked_lm (key map), torch_shapes and to_hf_config.
-EXPORTERS = {"bert": "jaxbert.convert.bert"}
+EXPORTERS = {
+    "bert": "jaxbert.convert.bert",
+    "convbert": "jaxbert.convert.convbert",
+    "gmlp": "jaxbert.convert.gmlp",
+    "amlp": "jaxbert.convert.gmlp",
+    "m2": "jaxbert.convert.m2",
+    "hypermixer": "jaxbert.convert.hypermixer",
+}
 
 
 def exporter(name: str) -> types.ModuleType:

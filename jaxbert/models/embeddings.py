@@ -16,13 +16,18 @@ def padded(vocab_size: int) -> int:
     return math.ceil(vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
+def word_table(vocab_size: int, width: int, *, stddev: float, rngs: nnx.Rngs) -> nnx.Param:
+    """A truncated-normal table of `padded(vocab_size)` rows, (V, D) float32; those past vocab_size are zero."""
+    table_VD = layers.truncated_normal(rngs.params(), (padded(vocab_size), width), stddev)
+    return nnx.Param(table_VD[...].at[vocab_size:].set(0.0))
+
+
 class Embeddings(nnx.Module):
     """The sum of word, position and token-type embeddings (Devlin et al. 2019, §3)."""
 
     def __init__(self, vocab_size: int, positions: int, types: int, width: int, *, stddev: float, rngs: nnx.Rngs):
-        """Tables are truncated normal; the word table has `padded(vocab_size)` rows, those past vocab_size zero."""
-        word_VD = layers.truncated_normal(rngs.params(), (padded(vocab_size), width), stddev)
-        self.word_VD = nnx.Param(word_VD[...].at[vocab_size:].set(0.0))
+        """Tables are truncated normal, of `padded(vocab_size)` words, `positions` and `types`."""
+        self.word_VD = word_table(vocab_size, width, stddev=stddev, rngs=rngs)
         self.position_TD = layers.truncated_normal(rngs.params(), (positions, width), stddev)
         self.type_GD = layers.truncated_normal(rngs.params(), (types, width), stddev)
 

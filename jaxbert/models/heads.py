@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxbert.models import layers
+from jaxbert.models.embeddings import padded, word_table
 from jaxbert.ops.dropout import dropout
 
 
@@ -17,15 +18,14 @@ class MaskedLMHead(nnx.Module):
     encoder (E < D), it is ELECTRA's generator head: the dense layer goes to the table's width.
     """
 
-    def __init__(self, config: Any, table_shape: tuple[int, int], *, rngs: nnx.Rngs):
-        """`config` gives width, activation, norm epsilon and initial scale; `table_shape` is (stored rows, E)."""
-        rows, width = table_shape
+    def __init__(self, config: Any, vocab_size: int, width: int, *, rngs: nnx.Rngs):
+        """`config` gives D, activation, norm epsilon and initial scale; `vocab_size` is the true one, `width` E."""
         self.transform_DE = layers.truncated_normal(
             rngs.params(), (config.hidden_size, width), config.initializer_range
         )
         self.transform_bias_E = layers.zeros(width)
         self.norm = layers.LayerNorm(width, epsilon=config.norm_epsilon)
-        self.bias_V = layers.zeros(rows)
+        self.bias_V = layers.zeros(padded(vocab_size))
         self.activation = config.activation
 
     def __call__(self, x_BPD: jax.Array, embedding_VE: jax.Array, vocab_size: int) -> jax.Array:
@@ -33,6 +33,26 @@ class MaskedLMHead(nnx.Module):
         t_BPE = layers.project(x_BPD, self.transform_DE, self.transform_bias_E)
         t_BPE = self.norm(layers.ACTIVATIONS[self.activation](t_BPE))
         return vocabulary_logits(t_BPE, embedding_VE, self.bias_V[...], vocab_size)
+
+
+class LinearHead(nnx.Module):
+    """The word table itself, or a table of its own with a bias: what gMLP's sizes and its public code predict with.
+
+    `config.tied_head` chooses. Tied: logits = x Wᵀ, no parameter. Untied: a table of the word table's shape and a bias.
+    """
+
+    def __init__(self, config: Any, vocab_size: int, width: int, *, rngs: nnx.Rngs):
+        """`config` gives `tied_head` and the initial scale; `vocab_size` is the true one, `width` the table's."""
+        self.tied = config.tied_head
+        if not self.tied:
+            self.output_VD = word_table(vocab_size, width, stddev=config.initializer_range, rngs=rngs)
+            self.bias_V = layers.zeros(padded(vocab_size))
+
+    def __call__(self, x_BPD: jax.Array, embedding_VD: jax.Array, vocab_size: int) -> jax.Array:
+        """(B, P, D) → logits (B, P, V) in at least float32; rows of the table past `vocab_size` get −inf."""
+        if self.tied:
+            return vocabulary_logits(x_BPD, embedding_VD, None, vocab_size)
+        return vocabulary_logits(x_BPD, self.output_VD[...], self.bias_V[...], vocab_size)
 
 
 def vocabulary_logits(x_BPE: jax.Array, table_VE: jax.Array, bias_V: jax.Array | None, vocab_size: int) -> jax.Array:
@@ -108,7 +128,7 @@ class MaskedLM(nnx.Module):
         """`encoder` is a class of the protocol, `config` its resolved configuration, `vocab_size` the true one."""
         rngs = nnx.Rngs(key)
         self.encoder = encoder(config, vocab_size, rngs=rngs)
-        self.head = encoder.MaskedLMHead(config, self.encoder.embedding_VD.shape, rngs=rngs)
+        self.head = encoder.MaskedLMHead(config, vocab_size, self.encoder.embedding_VD.shape[1], rngs=rngs)
 
     def __call__(
         self,

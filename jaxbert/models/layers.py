@@ -6,13 +6,17 @@ read the name. Parameters are cast to the activation's dtype where they are used
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxbert.errors import BadInput
+
 STATISTICS = "statistics"  # the name of row-wise sums: small, and kept under every rematerialisation policy but "full"
+MIXED = "mixed"  # the name of what mixes tokens and is no product (FFTs): kept as products are
 
 
 def truncated_normal(key: jax.Array, shape: tuple[int, ...], stddev: float) -> nnx.Param:
@@ -80,3 +84,14 @@ class LayerNorm(nnx.Module):
 def take_positions(x_BTD: jax.Array, positions_BP: jax.Array | None) -> jax.Array:
     """The states at `positions_BP`, (B, P, D); all of them, (B, T, D), if it is None."""
     return x_BTD if positions_BP is None else jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
+
+
+def one_document(batch: dict[str, Any]) -> bool:
+    """Whether every row of the batch holds one document from its first position on: what `length_B` promises."""
+    return "length_B" in batch
+
+
+def require_one_document(batch: dict[str, Any], why: str) -> None:
+    """Raises BadInput unless `one_document(batch)`; `why` names what cannot read rows of several documents."""
+    if not one_document(batch):
+        raise BadInput(f"data.pack: {why}, so a row must hold one document; set data.pack=false")
