@@ -112,6 +112,7 @@ class Bert(nnx.Module):
     """The encoder: embeddings, norm, `num_layers` equal blocks."""
 
     packs = True  # attention stays within segments and positions restart, so several documents share a row
+    reference_reads_padding = False  # both mask modes compute the same
     MaskedLMHead = heads.MaskedLMHead
 
     def __init__(self, config: Config, vocab_size: int, *, rngs: nnx.Rngs):
