@@ -439,7 +439,10 @@ def validate(config: Config) -> None:
 
 
 def resolve(config: Config) -> Config:
-    """Every field filled: the named size's fields, `corpus.directory`, the three seeds."""
+    """Every field filled: the named size's fields, `corpus.directory`, `data.pack`, the three seeds.
+
+    Raises BadInput for an unknown size, or rows of several documents for an encoder that cannot read them.
+    """
     module, train = family(config.model.name), config.train
     if config.model.name not in module.SIZES:
         close = difflib.get_close_matches(config.model.name, module.SIZES, 1, 0.0)[0]
@@ -448,6 +451,7 @@ def resolve(config: Config) -> Config:
         )
     size = module.SIZES[config.model.name]
     missing: dict[str, Any] = {f: v for f, v in size.items() if getattr(config.model, f) is None}
+    pack = _packs(config, module.Encoder)
     seeds: dict[str, Any] = {
         field: train.seed * 1000 + number
         for number, field in enumerate(("data_seed", "init_seed", "dropout_seed"), start=1)
@@ -456,11 +460,26 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **missing),
+        data=dataclasses.replace(config.data, pack=pack),
         corpus=dataclasses.replace(
             config.corpus, directory=config.corpus.directory or f"data/{config.corpus.language}"
         ),
         train=dataclasses.replace(train, **seeds),
     )
+
+
+def _packs(config: Config, encoder: Any) -> bool:
+    """Whether rows hold several documents. Raises BadInput if they are to and this encoder cannot read them."""
+    reads_padding = config.model.mask_mode == "reference" and encoder.reference_reads_padding
+    pack = config.data.pack if config.data.pack is not None else encoder.packs and not reads_padding
+    if pack and not encoder.packs:
+        raise BadInput(f"data.pack: {config.model.name} reads one document a row; set data.pack=false, or leave it out")
+    if pack and reads_padding:
+        raise BadInput(
+            "model.mask_mode: 'reference' reads what stands beside a document in its row, as the published code does; "
+            "set data.pack=false, or model.mask_mode=exact"
+        )
+    return pack
 
 
 def to_dict(config: Any) -> dict[str, Any]:

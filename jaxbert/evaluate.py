@@ -115,6 +115,7 @@ def mask_probabilities(trained: runs.Run, text: str) -> np.ndarray:
         "input_ids_BT": ids_T[None],
         "segment_ids_BT": np.ones((1, len(ids_T)), np.int32),
         "position_ids_BT": np.arange(len(ids_T), dtype=np.int32)[None],
+        "length_B": np.array([len(ids_T)], np.int32),
     }
     logits_PV = trained.model(batch, jnp.asarray(positions_P)[None])[0, :, : tokenizer.vocab_size]
     return np.asarray(jax.nn.softmax(logits_PV, axis=-1))

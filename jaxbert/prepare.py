@@ -8,7 +8,7 @@ The corpus directory (`corpus.directory`):
     rejected/rejected.jsonl                           with --keep-rejected: the same, and fate, detail
     tokenizer/                                        tokenizer.json and what belongs to it
     tokens/{train,validation}/                        data/packing.py says what is in these
-    rows_<T>/  validation/
+    rows_<T>/ or single_<T>/  validation/
     stages/<folder>.json                              what each folder was made from, and what was counted
     corpus.json                                       all of it in one place, for people, train and the model card
 
@@ -26,6 +26,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -104,7 +105,7 @@ def prepare(config: Config, *, workers: int = 1, keep_rejected: bool = False) ->
             documents = _documents_stage(directory, config, workers, keep_rejected)
             _tokenizer_stage(directory, config, documents["fingerprint"])
             tokens = _tokens_stage(directory, workers, documents)
-            _rows_stage(directory, config.data.row_length, tokens)
+            _rows_stage(directory, config.data.row_length, config.data.pack, tokens)
             _validation_stage(directory, config, tokens)
             corpus = _write_corpus_json(directory)
     _print_summary(corpus, directory)
@@ -121,25 +122,31 @@ def load_corpus(directory: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def ensure_rows(directory: str | Path, row_length: int) -> Path:
+def ensure_rows(directory: str | Path, row_length: int, pack: bool = True) -> Path:
     """The folder of a prepared corpus's rows of `row_length` tokens; made now if missing, which is said.
 
-    Safe from several processes at once. Raises BadInput for a corpus that is not prepared, rows or tokens of another
-    tokenizer, rows shorter than the held-out pieces, a disk that cannot be written.
+    `pack`: several documents share a row (`rows_<T>`), else each piece has its own (`single_<T>`). Safe from several
+    processes at once. Raises BadInput for a corpus that is not prepared, rows or tokens of another tokenizer, rows
+    shorter than the held-out pieces, a disk that cannot be written.
     """
     directory = Path(directory)
     _check_row_length(row_length, load_corpus(directory)["validation"]["row_length"])
     fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
     tokens = stages.read_record(directory, "tokens")["report"]
     _check_same_tokenizer(directory, "tokens", tokens["tokenizer"], fingerprint)
-    folder = directory / f"rows_{row_length}"
+    folder = directory / rows_name(row_length, pack)
     if not folder.is_dir():
-        stages.say(f"rows of {row_length} tokens are not in {directory}: making them")
+        stages.say(f"rows of {row_length} tokens are not in {directory}: making them ({folder.name})")
         with stages.disk_trouble_is_bad_input(directory), stages.locked(directory, wait_for_it=True):
-            _rows_stage(directory, row_length, tokens)
+            _rows_stage(directory, row_length, pack, tokens)
             _write_corpus_json(directory)
-    _check_same_tokenizer(directory, folder.name, source.Rows.open(folder).tokenizer, fingerprint)
+    _check_same_tokenizer(directory, folder.name, source.Feed(folder, 1, 0).tokenizer, fingerprint)
     return folder
+
+
+def rows_name(row_length: int, pack: bool) -> str:
+    """The folder of rows in a corpus directory."""
+    return f"{'rows' if pack else 'single'}_{row_length}"
 
 
 def _check_same_tokenizer(directory: Path, name: str, made_with: str, fingerprint: str) -> None:
@@ -370,12 +377,11 @@ def _load_tokenizer(directory: str, threads: bool) -> TextTokenizer:
     return TextTokenizer.load(Path(directory), threads=threads)
 
 
-def _rows_stage(directory: Path, row_length: int, tokens: dict[str, Any]) -> None:
+def _rows_stage(directory: Path, row_length: int, pack: bool, tokens: dict[str, Any]) -> None:
     tokenizer = TextTokenizer.load(directory / "tokenizer")
-    make = functools.partial(
-        packing.write_rows, directory / "tokens" / "train", row_length=row_length, tokenizer=tokenizer
-    )
-    stages.run_stage(directory, f"rows_{row_length}", {}, tokens["fingerprint"], make)
+    write = packing.write_rows if pack else packing.write_single
+    make = functools.partial(write, directory / "tokens" / "train", row_length=row_length, tokenizer=tokenizer)
+    stages.run_stage(directory, rows_name(row_length, pack), {}, tokens["fingerprint"], make)
 
 
 def _validation_stage(directory: Path, config: Config, tokens: dict[str, Any]) -> None:
@@ -398,7 +404,7 @@ def _write_corpus_json(directory: Path) -> dict[str, Any]:
     for name in TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    rows = sorted((p for p in directory.glob("rows_*") if p.name.removeprefix("rows_").isdigit()), key=lambda p: p.name)
+    rows = sorted(p.name for p in directory.iterdir() if re.fullmatch(r"(rows|single)_\d+", p.name))
     corpus = {
         "schema": SCHEMA,
         "recipe": documents["recipe"] | tokenizer["recipe"] | validation["recipe"],
@@ -406,7 +412,7 @@ def _write_corpus_json(directory: Path) -> dict[str, Any]:
         "tokenizer": tokenizer["report"] | {"fingerprint": tokens["report"]["tokenizer"]},
         "transformers_check": tokens["report"]["transformers_check"],
         "tokens": tokens["report"]["tokens"],
-        "rows": {p.name.removeprefix("rows_"): stages.read_record(directory, p.name)["report"] for p in rows},
+        "rows": {name.removeprefix("rows_"): stages.read_record(directory, name)["report"] for name in rows},
         "validation": validation["report"],
         "versions": versions,
     }
@@ -518,7 +524,7 @@ def mask_rows(
 
 def _print_whole_words(directory: Path, config: Config) -> None:
     """The share of the wanted predictions that whole words reach, on some rows."""
-    rows = source.Rows.open(directory / f"rows_{config.data.row_length}")
+    rows = source.Feed(directory / rows_name(config.data.row_length, config.data.pack), 1, 0).buckets[-1]
     index_R = np.arange(min(len(rows), 4096))
     ids_RT, starts_RT, _ = rows[index_R]
     keys_R = masking.row_keys(config.train.seed, np.zeros_like(index_R), index_R)
@@ -548,6 +554,9 @@ def _print_summary(corpus: dict[str, Any], directory: Path) -> None:
     ]
     for length, rows in corpus["rows"].items():
         cut = f"{rows['cut_documents']:,} documents cut"
+        if "buckets" in rows:
+            cut += ", one piece a row: " + ", ".join(f"{n:,} of {bucket}" for bucket, n in rows["buckets"].items())
+        length = length.removeprefix("single_")
         lines.append((f"rows of {length}", f"{rows['rows']:,} rows", f"{rows['fill']:.2%} filled, {cut}"))
     held_out = corpus["validation"]
     lines.append(("held out", f"{held_out['rows']:,} pieces", f"{held_out['masked_tokens']:,} tokens to predict"))

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxbert import checkpoint, config, metrics, objectives, optim, runs, sharding
 from jaxbert.allocator import keep_freed_memory
-from jaxbert.data.source import Rows, Validation, prefetch, rows_of_step
+from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput, Diverged, run
 from jaxbert.evaluate import held_out
@@ -113,20 +113,20 @@ class Plan:
     steps: int
     tokens_per_epoch: int
     rows_per_epoch: int
+    steps_per_epoch: float
     vocab_size: int
 
 
-def plan_steps(settings: config.Config, rows: Rows, vocab_size: int) -> Plan:
+def plan_steps(settings: config.Config, feed: Feed, vocab_size: int) -> Plan:
     """Steps of the run from whichever of steps, tokens, epochs the recipe gives; tokens are real ones, no padding."""
     train = settings.train
-    steps_per_epoch = len(rows) / train.batch_size
     if train.steps is not None:
         steps = train.steps
     elif train.tokens is not None:
-        steps = math.ceil(train.tokens / (rows.tokens / len(rows) * train.batch_size))
+        steps = math.ceil(train.tokens / (feed.tokens / feed.steps_per_epoch))
     else:
-        steps = math.ceil(train.epochs * steps_per_epoch)
-    return Plan(steps, rows.tokens, len(rows), vocab_size)
+        steps = math.ceil(train.epochs * feed.steps_per_epoch)
+    return Plan(steps, feed.tokens, len(feed), feed.steps_per_epoch, vocab_size)
 
 
 def count_parameters(model: Any, vocab_size: int) -> int:
@@ -139,15 +139,20 @@ def count_parameters(model: Any, vocab_size: int) -> int:
     return count
 
 
+def _memory_needed(compiled: Any) -> int:
+    """Bytes a device for a compiled step: arguments, results, what lies between; donated state is counted once."""
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
 def _say_what_runs(
-    display: metrics.Display, settings: config.Config, mesh: Any, plan: Plan, state: State, compiled: Any, peak: str
+    display: metrics.Display, settings: config.Config, mesh: Any, plan: Plan, state: State, need: int, peak: str
 ) -> None:
     """Before step 1: devices, parameters, tokens an epoch, steps, memory of the compiled step beside what there is."""
-    memory, have = compiled.memory_analysis(), metrics.device_memory()
-    need = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    need += memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated state is counted once
+    have = metrics.device_memory()
     shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    epochs = plan.steps * settings.train.batch_size / plan.rows_per_epoch
+    epochs = plan.steps / plan.steps_per_epoch
     display.line(f"devices     {jax.device_count()} × {jax.devices()[0].device_kind} ({shape}), {peak}")
     display.line(f"parameters  {count_parameters(state['model'], plan.vocab_size):,} ({settings.model.name})")
     display.line(f"data        {plan.tokens_per_epoch:,} tokens an epoch in {plan.rows_per_epoch:,} rows")
@@ -182,12 +187,12 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         keep_freed_memory()
     corpus_directory = Path(settings.corpus.directory)
     corpus = load_corpus(corpus_directory)
-    rows = Rows.open(ensure_rows(corpus_directory, settings.data.row_length))
+    B, A, seed = settings.train.batch_size, settings.train.accumulate, settings.train.data_seed
+    feed = Feed(ensure_rows(corpus_directory, settings.data.row_length, settings.data.pack), B, seed)
     validation = Validation.open(corpus_directory / "validation")
     tokenizer = TextTokenizer.load(corpus_directory / "tokenizer")
     _check_fits(settings, corpus)
-    plan = plan_steps(settings, rows, tokenizer.vocab_size)
-    B, A, seed = settings.train.batch_size, settings.train.accumulate, settings.train.data_seed
+    plan = plan_steps(settings, feed, tokenizer.vocab_size)
 
     mesh = sharding.make_mesh(settings.sharding, B // A)
     rows_sharding = sharding.batch_sharding(mesh, leading=1)
@@ -197,9 +202,9 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     optimizer = optim.make_optimizer(settings.optimizer)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, plan.steps)
 
-    def make_batch(step: int) -> dict[str, np.ndarray]:
-        batch = objective.make_batch(rows, *rows_of_step(step, B, len(rows), seed), seed)
-        return {name: array.reshape(A, B // A, *array.shape[1:]) for name, array in batch.items()}
+    def make_batch(rows: Rows, epoch_B: np.ndarray, row_B: np.ndarray) -> dict[str, np.ndarray]:
+        batch = objective.make_batch(rows, epoch_B, row_B, seed)
+        return {name: array.reshape(A, len(array) // A, *array.shape[1:]) for name, array in batch.items()}
 
     runs.open_run(workdir, settings, corpus_directory)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", settings.checkpoint)
@@ -213,8 +218,10 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             in_shardings=(shardings, rows_sharding),
             out_shardings=(shardings, None),
         )
-        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_batch(0))
-        compiled = update.lower(abstract, example).compile()
+        compiled = {}  # by the length of the batch's rows: one for each bucket
+        for rows in feed.first_of_each_bucket():
+            example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_batch(*rows))
+            compiled[example["input_ids_BT"].shape[-1]] = update.lower(abstract, example).compile()
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(abstract, shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -229,19 +236,22 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         loop = _Loop(
             settings,
             plan,
+            feed,
             display,
             writer,
             saves,
             lambda model: held_out(objective, score, model, validation, batch_size, limit),
-            objective.step_flops(B, settings.data.row_length) / peak,
+            sum(share * objective.step_flops(size, length) for size, length, share in feed.shapes()) / peak,
             restored is None and not settings.model.initialize_from,
             {name: memory[name] for name in ("tokens", "sums")},
         )
         try:
-            _say_what_runs(display, settings, mesh, plan, abstract, compiled, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
+            need, speed = max(map(_memory_needed, compiled.values())), f"{peak / 1e9:,.0f} GFLOP/s ({source})"
+            _say_what_runs(display, settings, mesh, plan, abstract, need, speed)
             if restored:
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
-            loop.run(compiled, state, prefetch(make_batch, start, plan.steps), rows_sharding, start)
+            batches = prefetch(lambda step: make_batch(*feed.at(step)), start, plan.steps)
+            loop.run(compiled, state, batches, rows_sharding, start)
         finally:
             display.close()
             writer.close()
@@ -278,11 +288,12 @@ class _Loop:
 
     settings: config.Config
     plan: Plan
+    feed: Feed
     display: metrics.Display
     writer: metrics.MetricWriter
     saves: checkpoint.Checkpoints
     evaluate: Callable[[Any], dict[str, float]]  # model → held-out metrics
-    step_flops: float  # model flops of a step, as a share of what the devices do in a second
+    step_flops: float  # model flops of a mean step, as a share of what the devices do in a second
     fresh: bool  # neither resumed nor initialized from another run
     memory: dict[str, Any]  # saved with each checkpoint: tokens so far, and the sums since the last log line
     clock: float = 0.0  # when the present window began
@@ -290,15 +301,15 @@ class _Loop:
     timed: tuple[int, int] = (0, 0)  # steps and tokens of it in this process (a resumed window began in another)
     last: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # newest record of each split
 
-    def run(self, update: Any, state: State, batches: Any, place: Any, start: int) -> State:
-        """Steps start … plan.steps − 1."""
+    def run(self, updates: dict[int, Any], state: State, batches: Any, place: Any, start: int) -> State:
+        """Steps start … plan.steps − 1; `updates`: the compiled step for each length of rows."""
         settings, previous = self.settings, None
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
             before = time.perf_counter()
             batch = sharding.put_batch(next(batches), place)
             self.waited += time.perf_counter() - before
-            state, told = update(state, batch)
+            state, told = updates[batch["input_ids_BT"].shape[-1]](state, batch)
             if previous is not None:
                 self._account(*previous)
             previous, done = (step, told), step + 1
@@ -366,7 +377,8 @@ class _Loop:
 
     def _bad_step(self, step: int, values: dict[str, float], in_a_row: int) -> None:
         train = self.settings.train
-        rows = rows_of_step(step, train.batch_size, self.plan.rows_per_epoch, train.data_seed)[1].tolist()
+        bucket, _, row_B = self.feed.at(step)
+        rows = (bucket.first + row_B[row_B < len(bucket)]).tolist()
         what = f"step {step}: loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
         self.writer.write(step + 1, "skipped", {"gradient_norm": values["gradient_norm"], "rows": rows})
         self.display.line(f"{what}: bad, left out; its rows: {rows}")

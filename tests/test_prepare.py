@@ -236,7 +236,7 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bytes(
 
 def test_rows_of_another_length_are_made_when_asked_for_and_said(copy, capsys):
     folder = prepare.ensure_rows(copy / "corpus", 96)
-    assert source.Rows.open(folder).row_length == 96 and "rows of 96 tokens" in capsys.readouterr().out
+    assert source.Rows(folder).row_length == 96 and "rows of 96 tokens" in capsys.readouterr().out
     assert set(prepare.load_corpus(copy / "corpus")["rows"]) == {"64", "96"}
     assert prepare.ensure_rows(copy / "corpus", 96) == folder and capsys.readouterr().out == ""
 

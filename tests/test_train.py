@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxbert import checkpoint, config, runs, train
+from jaxbert.data.source import rows_of_step
 from jaxbert.errors import BadInput, Diverged
 from jaxbert.objectives.mlm import MaskedLanguageModelling
 
@@ -76,6 +77,24 @@ def test_a_killed_run_started_again_is_bit_for_bit_the_undisturbed_one(
     train.train(tiny_corpus, tmp_path / "run")
     assert fingerprints(tmp_path / "run") == fingerprints(tiny_run)
     assert records(tmp_path / "run") == records(tiny_run)
+
+
+def test_rows_of_one_document_train_resume_bit_for_bit_and_read_every_token_once_an_epoch(
+    tiny_corpus: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    settings = change(tiny_corpus, data={"pack": False}, train={"steps": None, "epochs": 2.0, "log_every": 1})
+    train.train(settings, tmp_path / "whole")
+    steps = records(tmp_path / "whole", "train")[-1]["step"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, steps // 2)
+        train.train(settings, tmp_path / "killed")
+    train.train(settings, tmp_path / "killed")
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert fingerprints(tmp_path / "killed") == fingerprints(tmp_path / "whole")
+    about = json.loads((Path(settings.corpus.directory) / "single_64/single.json").read_text())
+    whole = records(tmp_path / "whole", "train")
+    assert whole[-1]["tokens"] == 2 * (about["tokens"] + 2 * about["rows"])  # [CLS] and [SEP] are tokens of a row
+    assert whole[-1]["loss"] < whole[0]["loss"] - 0.2
 
 
 def test_a_finished_run_started_again_changes_nothing(
@@ -150,7 +169,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 
     def make_batch(self, rows, epoch_B, row_B, seed):
         batch = real(self, rows, epoch_B, row_B, seed)
-        wanted = [train.rows_of_step(step, len(row_B), len(rows), seed)[1].tolist() for step in steps]
+        wanted = [rows_of_step(step, len(row_B), len(rows), seed)[1].tolist() for step in steps]
         if row_B.tolist() in wanted:
             batch["weights_BP"] = batch["weights_BP"] * np.nan
         return batch

@@ -149,7 +149,7 @@ def trainer(corpus: str, size: str, dropout: float, batch_size: int, gather: boo
 
         def __init__(self) -> None:
             if packed:
-                self.rows = Rows.open(Path(corpus) / f"rows_{ROW}")
+                self.rows = Rows(Path(corpus) / f"rows_{ROW}")
             else:
                 self.ids, self.offsets = documents(corpus)
 

@@ -4,8 +4,10 @@ Token file: one little-endian unsigned integer a token, `id << 1 | starts_word` 
 uint32). `tokens/<split>/tokens.bin` is flat, `offsets.bin` (int64, documents + 1) says where documents begin.
 
 `rows_<T>/`: tokens.bin (R, T) as above with [CLS], [SEP] and [PAD] in it; segments.bin (R, T) uint16, 0 is padding,
-1, 2, … the pieces of a row; rows.json describes both. `validation/`: one piece a row, segments.bin alike, and its
-predictions, fixed here so that every encoder is scored on the same tokens in the same context.
+1, 2, … the pieces of a row; rows.json describes both. `single_<T>/`: the same pieces, one a row, for encoders that
+cannot pack: single.json, and a folder <B>/ like rows_<B> for each bucket length B. `validation/`: one piece a row,
+segments.bin alike, and its predictions, fixed here so that every encoder is scored on the same tokens in the same
+context.
 
 The writers fill a folder that their caller made and will rename when it is whole.
 """
@@ -14,7 +16,6 @@ import bisect
 import contextlib
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from typing import Any
 import numpy as np
 
 from jaxbert.data import masking
+from jaxbert.data.stages import write_json
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 
 LEAST_PIECE = 16  # tokens of the last piece of a cut document
 OPEN_ROWS = 64
+BUCKETS, SHORTEST_BUCKET = 4, 16  # of rows of one piece: T, T/2, T/4, T/8, but none under so many tokens
 VALIDATION_ARRAYS = ("tokens", "segments", "positions", "labels", "replacements", "characters", "count")
 _BLOCK = 4096  # rows written at a time
 _DOCUMENTS = 1 << 16  # documents cut at a time
@@ -145,33 +148,114 @@ def write_rows(tokens_dir: Path, folder: Path, row_length: int, tokenizer: TextT
 
     Streams: memory does not grow with the corpus. Raises BadInput where the split holds no tokens.
     """
-    source, room = TokenFile(tokens_dir, tokenizer.vocab_size), row_length - 2
-    token_total = len(source.tokens)
-    if not token_total:
-        raise BadInput(f"{tokens_dir}: no tokens to make rows of; give more text in corpus.input")
-    rows = piece_count = 0
-    with open(folder / "tokens.bin", "wb") as token_file, open(folder / "segments.bin", "wb") as segment_file:
-        for block in _blocks(pack(pieces(source.offsets, room), row_length), _BLOCK):
-            stored_RT, segments_RT = _fill_rows(source.tokens, block, row_length, tokenizer)
-            token_file.write(stored_RT.tobytes())
-            segment_file.write(segments_RT.tobytes())
-            rows, piece_count = rows + len(block), piece_count + sum(map(len, block))
+    source = _tokens_to_cut(tokens_dir, tokenizer)
+    with _RowWriter(folder, source.tokens, row_length, tokenizer) as writer:
+        for row in pack(pieces(source.offsets, row_length - 2), row_length):
+            writer.add(row)
+    report = writer.report | _documents_cut(source, row_length)
+    write_json(folder / "rows.json", report)
+    return report
+
+
+def bucket_lengths(row_length: int) -> list[int]:
+    """The lengths of rows that hold one piece each, ascending: halves of `row_length` while they are whole and no
+    shorter than SHORTEST_BUCKET. Batches of every length have the same number of positions."""
+    lengths = [row_length]
+    while len(lengths) < BUCKETS and lengths[-1] % 2 == 0 and lengths[-1] // 2 >= SHORTEST_BUCKET:
+        lengths.append(lengths[-1] // 2)
+    return lengths[::-1]
+
+
+def write_single(tokens_dir: Path, folder: Path, row_length: int, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """Put every piece of a split into a row of its own, in the shortest bucket that holds it; returns single.json.
+
+    The pieces are those of `write_rows`: documents are cut, never truncated. A bucket without a piece has no folder.
+    Streams, and raises BadInput, as `write_rows` does.
+    """
+    source, lengths = _tokens_to_cut(tokens_dir, tokenizer), bucket_lengths(row_length)
+    with contextlib.ExitStack() as stack:
+        writers: dict[int, _RowWriter] = {}
+        for piece in pieces(source.offsets, row_length - 2):
+            length = next(n for n in lengths if n >= piece[1] + 2)
+            if length not in writers:
+                (folder / str(length)).mkdir()
+                writer = _RowWriter(folder / str(length), source.tokens, length, tokenizer)
+                writers[length] = stack.enter_context(writer)
+            writers[length].add([piece])
+    buckets = {length: writers[length].report for length in sorted(writers)}
+    for length, bucket in buckets.items():
+        write_json(folder / str(length) / "rows.json", bucket)
+    tokens, rows = (sum(bucket[name] for bucket in buckets.values()) for name in ("tokens", "rows"))
+    positions = sum(bucket["rows"] * length for length, bucket in buckets.items())
     report = {
         "rows": rows,
         "row_length": row_length,
-        "dtype": token_dtype(tokenizer.vocab_size).str,
-        "segment_dtype": "<u2",
-        "layout": "tokens.bin and segments.bin: (rows, row_length); a token is id << 1 | starts_word",
-        "tokens": token_total,
-        "documents": len(source.offsets) - 1,
-        "cut_documents": int((np.diff(source.offsets) > room).sum()),
-        "pieces": piece_count,
-        "fill": (token_total + 2 * piece_count) / (rows * row_length),
+        "buckets": {str(length): bucket["rows"] for length, bucket in buckets.items()},
+        "tokens": tokens,
+        "fill": (tokens + 2 * rows) / positions,
         "tokenizer": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
+        **_documents_cut(source, row_length),
     }
-    _write_json(folder / "rows.json", report)
+    write_json(folder / "single.json", report)
     return report
+
+
+def _tokens_to_cut(tokens_dir: Path, tokenizer: TextTokenizer) -> TokenFile:
+    source = TokenFile(tokens_dir, tokenizer.vocab_size)
+    if not len(source.tokens):
+        raise BadInput(f"{tokens_dir}: no tokens to make rows of; give more text in corpus.input")
+    return source
+
+
+def _documents_cut(source: TokenFile, row_length: int) -> dict[str, int]:
+    cut = int((np.diff(source.offsets) > row_length - 2).sum())
+    return {"documents": len(source.offsets) - 1, "cut_documents": cut}
+
+
+class _RowWriter:
+    """tokens.bin and segments.bin of rows of one length, written a block at a time; afterwards `.report` counts."""
+
+    def __init__(self, folder: Path, tokens: np.ndarray, row_length: int, tokenizer: TextTokenizer) -> None:
+        self.folder, self.tokens, self.row_length, self.tokenizer = folder, tokens, row_length, tokenizer
+        self.block: list[list[tuple[int, int]]] = []
+        self.rows = self.pieces = self.written = 0
+        self.report: dict[str, Any] = {}
+
+    def __enter__(self) -> "_RowWriter":
+        self.files = [open(self.folder / f"{name}.bin", "wb") for name in ("tokens", "segments")]
+        return self
+
+    def add(self, row: list[tuple[int, int]]) -> None:
+        self.block.append(row)
+        if len(self.block) == _BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        for file, array in zip(
+            self.files, _fill_rows(self.tokens, self.block, self.row_length, self.tokenizer), strict=True
+        ):
+            file.write(array.tobytes())
+        self.rows, self.pieces = self.rows + len(self.block), self.pieces + sum(map(len, self.block))
+        self.written += sum(length for row in self.block for _, length in row)
+        self.block = []
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        if kind is None and self.block:
+            self._flush()
+        for file in self.files:
+            file.close()
+        self.report = {
+            "rows": self.rows,
+            "row_length": self.row_length,
+            "dtype": token_dtype(self.tokenizer.vocab_size).str,
+            "segment_dtype": "<u2",
+            "layout": "tokens.bin and segments.bin: (rows, row_length); a token is id << 1 | starts_word",
+            "tokens": self.written,
+            "pieces": self.pieces,
+            "fill": (self.written + 2 * self.pieces) / max(1, self.rows * self.row_length),
+            "tokenizer": self.tokenizer.fingerprint,
+            "vocab_size": self.tokenizer.vocab_size,
+        }
 
 
 def _fill_rows(
@@ -279,7 +363,7 @@ def write_validation(
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
     }
-    _write_json(folder / "validation.json", report)
+    write_json(folder / "validation.json", report)
     return report
 
 
@@ -292,7 +376,3 @@ def _blocks(stream: Iterable[Any], size: int) -> Iterator[list[Any]]:
             block = []
     if block:
         yield block
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")

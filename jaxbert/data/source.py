@@ -17,24 +17,23 @@ RECORD_OPTIONS = "group_size:64,zstd:1"
 
 
 class Rows:
-    """Packed training rows. `rows[indices]` → (ids_RT int32, starts_word_RT bool, segment_ids_RT int32).
+    """Training rows of one length. `rows[indices]` → (ids_RT int32, starts_word_RT bool, segment_ids_RT int32).
 
     Picklable: another process maps the files itself.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        """Open a folder rows_<T>. Raises BadInput for missing files or files of a wrong size."""
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, *, one_document: bool = False, first: int = 0) -> None:
+        """Open a folder rows_<T>, or a bucket of single_<T>, whose rows hold `one_document` each.
+
+        `first`: the number of row 0 among the rows of all buckets. Raises BadInput for missing files or files of a
+        wrong size.
+        """
+        self.directory, self.one_document, self.first = Path(directory), one_document, first
         self.about = _read_json(self.directory / "rows.json")
         self.row_length: int = self.about["row_length"]
         self.tokens: int = self.about["tokens"]  # of text, in all rows
         self.tokenizer: str = self.about["tokenizer"]  # fingerprint
         self._map()
-
-    @classmethod
-    def open(cls, directory: str | Path) -> "Rows":
-        """The rows in a folder rows_<T>."""
-        return cls(directory)
 
     def _map(self) -> None:
         shape = (self.about["rows"], self.row_length)
@@ -201,6 +200,78 @@ def permute(index: np.ndarray, size: int, seed: int) -> np.ndarray:
     return image.astype(np.int64).reshape(np.shape(index))
 
 
+class Feed:
+    """What every step of a run reads: a pure function of (rows, batch size, seed, step), in constant time.
+
+    Packed rows have one length. Rows of one document come in buckets of several lengths, and a step reads one bucket,
+    as many rows of it as make up the positions of `batch_size` rows of the full length.
+    """
+
+    def __init__(self, folder: Path, batch_size: int, seed: int) -> None:
+        """`folder`: rows_<T> or single_<T>. Raises BadInput as `Rows` does, or if there are no rows."""
+        single, self.seed = folder / "single.json", seed
+        if single.is_file():
+            about, self.buckets = _read_json(single), []
+            for length in about["buckets"]:
+                self.buckets.append(Rows(folder / length, one_document=True, first=sum(map(len, self.buckets))))
+        else:
+            self.buckets = [Rows(folder)]
+            about = self.buckets[0].about
+        self.row_length: int = about["row_length"]
+        self.tokens: int = about["tokens"]  # of text, in all rows
+        self.tokenizer: str = about["tokenizer"]  # fingerprint
+        self.batch_sizes = [batch_size * self.row_length // rows.row_length for rows in self.buckets]
+
+    def __len__(self) -> int:
+        """Rows of all buckets."""
+        return sum(map(len, self.buckets))
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Packed rows run on from one epoch into the next, so that an epoch need not be whole steps."""
+        if len(self.buckets) == 1 and not self.buckets[0].one_document:
+            return len(self) / self.batch_sizes[0]
+        return sum(self._steps())
+
+    def _steps(self) -> list[int]:
+        """Of an epoch, by bucket; the last one of a bucket is filled up with empty rows."""
+        return [-(-len(rows) // size) for rows, size in zip(self.buckets, self.batch_sizes, strict=True)]
+
+    def at(self, step: int) -> tuple[Rows, np.ndarray, np.ndarray]:
+        """(rows, epoch_B, row_B int64) of `step`, from 0; a row number equal to len(rows) stands for an empty row.
+
+        Every row is read exactly once an epoch. The steps of an epoch are a permutation too, so buckets alternate.
+        """
+        if len(self.buckets) == 1 and not self.buckets[0].one_document:
+            rows = self.buckets[0]
+            return rows, *rows_of_step(step, self.batch_sizes[0], len(rows), self.seed)
+        steps = self._steps()
+        epoch, place = divmod(step, sum(steps))
+        number = int(permute(np.array([place]), sum(steps), _epoch_key(self.seed, epoch, sum(steps)))[0])
+        bucket = int(np.searchsorted(np.cumsum(steps), number, side="right"))
+        rows, size = self.buckets[bucket], self.batch_sizes[bucket]
+        place_B = (number - sum(steps[:bucket])) * size + np.arange(size)
+        row_B = np.full(size, len(rows), np.int64)
+        real_B = place_B < len(rows)
+        row_B[real_B] = permute(place_B[real_B], len(rows), _epoch_key(self.seed, epoch, rows.first + len(rows)))
+        return rows, np.full(size, epoch, np.int64), row_B
+
+    def shapes(self) -> list[tuple[int, int, float]]:
+        """(rows of a batch, their length, share of the steps) of every bucket."""
+        steps = self._steps()
+        lengths = [rows.row_length for rows in self.buckets]
+        return [(size, n, s / sum(steps)) for size, n, s in zip(self.batch_sizes, lengths, steps, strict=True)]
+
+    def first_of_each_bucket(self) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
+        """As `at`, for one batch of each bucket: what a batch's arrays look like."""
+        for rows, size in zip(self.buckets, self.batch_sizes, strict=True):
+            yield rows, np.zeros(size, np.int64), np.minimum(np.arange(size), len(rows) - 1)
+
+
+def _epoch_key(seed: int, epoch: int, what: int) -> int:
+    return int(masking.row_keys(seed, np.array([epoch]), np.array([what]))[0])
+
+
 def rows_of_step(step: int, batch_size: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(epoch_B, row_B), int64: what step `step` (from 0) reads of `size` rows. Pure, and the same cost for any step.
 
@@ -214,8 +285,7 @@ def rows_of_step(step: int, batch_size: int, size: int, seed: int) -> tuple[np.n
     epoch_B, row_B = first // size + place_B // size, place_B % size
     for epoch in np.unique(epoch_B):
         now_B = epoch_B == epoch
-        key = int(masking.row_keys(seed, np.array([epoch]), np.array([size]))[0])
-        row_B[now_B] = permute(row_B[now_B], size, key)
+        row_B[now_B] = permute(row_B[now_B], size, _epoch_key(seed, epoch, size))
     return epoch_B, row_B
 
 

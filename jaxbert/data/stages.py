@@ -25,7 +25,7 @@ from typing import Any
 from jaxbert import config as recipes
 from jaxbert.errors import BadInput
 
-ORDER = ("documents", "tokenizer", "tokens")  # each is made from those before; rows_* and validation from tokens
+ORDER = ("documents", "tokenizer", "tokens")  # each is made from those before; rows and validation from tokens
 BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 256, 1 << 19  # of text that goes to a worker at once
 IN_FLIGHT = 3  # blocks a worker
 LINE_EVERY = 5.0  # seconds between lines of progress where there is no terminal
@@ -76,7 +76,7 @@ def _record_path(directory: Path, name: str) -> Path:
 
 def and_later(directory: Path, name: str) -> str:
     """The folders that exist of a stage and of those made from it, for a message."""
-    later = (*ORDER[ORDER.index(name) + 1 :], "rows_*", "validation") if name in ORDER else ()
+    later = (*ORDER[ORDER.index(name) + 1 :], "rows_*", "single_*", "validation") if name in ORDER else ()
     return " ".join(sorted(str(path) for pattern in (name, *later) for path in directory.glob(pattern)))
 
 

@@ -65,15 +65,18 @@ class MaskedLanguageModelling:
         """Rows by index, masked: a pure function of (seed, epoch, row), on the host, numpy.
 
         Returns input_ids_BT, segment_ids_BT, position_ids_BT, positions_BP, labels_BP (int32), weights_BP (float32),
-        and `tokens_B` (real tokens of a row, int32), which the loop sums.
+        and `tokens_B` (real tokens of a row, int32), which the loop sums; for rows of one document also length_B.
+        An index at or past the number of rows gives an empty row, which predicts nothing.
         """
-        ids_BT, starts_word_BT, segment_ids_BT = rows[row_B]
+        real_B = row_B < len(rows)
+        ids_BT, starts_word_BT, segment_ids_BT = rows[np.where(real_B, row_B, 0)]
+        segment_ids_BT = np.where(real_B[:, None], segment_ids_BT, 0)
         objective = self.config.objective
         masked = masking.mask(
             ids_BT,
             starts_word_BT,
             (segment_ids_BT > 0) & ~np.isin(ids_BT, self.special_ids_array),
-            masking.row_keys(seed, epoch_B, row_B),
+            masking.row_keys(seed, epoch_B, rows.first + row_B),
             rate=objective.mask_rate,
             mask_share=objective.mask_share,
             random_share=objective.random_share,
@@ -83,6 +86,7 @@ class MaskedLanguageModelling:
             special_ids=self.special_ids,
             predictions=masking.predictions(objective.mask_rate, rows.row_length),
         )
+        tokens_B = (segment_ids_BT > 0).sum(1, dtype=np.int32)
         return {
             "input_ids_BT": masked.input_ids_RT,
             "segment_ids_BT": segment_ids_BT,
@@ -90,7 +94,8 @@ class MaskedLanguageModelling:
             "positions_BP": masked.positions_RP,
             "labels_BP": masked.labels_RP,
             "weights_BP": masked.weights_RP,
-            "tokens_B": (segment_ids_BT > 0).sum(1, dtype=np.int32),
+            "tokens_B": tokens_B,
+            **({"length_B": tokens_B} if rows.one_document else {}),
         }
 
     def make_validation_batch(self, validation: Validation, row_B: np.ndarray) -> Batch:
@@ -105,6 +110,7 @@ class MaskedLanguageModelling:
             "input_ids_BT": piece.input_ids_RT,
             "segment_ids_BT": segment_ids_BT,
             "position_ids_BT": position_ids(segment_ids_BT),
+            "length_B": (segment_ids_BT > 0).sum(1, dtype=np.int32),
             "positions_BP": piece.positions_RP,
             "labels_BP": piece.labels_RP,
             "weights_BP": piece.weights_RP * real_B[:, None].astype(np.float32),

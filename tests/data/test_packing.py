@@ -205,3 +205,51 @@ def test_a_piece_keeps_its_predictions_when_documents_are_added_before_it(tmp_pa
     before, after = first[np.arange(len(first))], second[np.arange(len(second))[-len(first) :]]
     assert (before.ids_RT == after.ids_RT).all() and (before.positions_RP == after.positions_RP).all()
     assert (before.replacements_RP == after.replacements_RP).all()
+
+
+@pytest.mark.parametrize(
+    ("row_length", "expected"),
+    [(128, [16, 32, 64, 128]), (512, [64, 128, 256, 512]), (48, [24, 48]), (33, [33]), (31, [31]), (8, [8])],
+)
+def test_buckets_are_whole_halves_of_the_row(row_length, expected):
+    assert packing.bucket_lengths(row_length) == expected
+
+
+LENGTHS = [1, 5, 0, 14, 15, 30, 31, 40, 62, 63, 126, 300, 9, 253]
+
+
+def single(tmp_path, row_length=64):
+    tokens = token_folder(tmp_path, LENGTHS)
+    report = make(packing.write_single, tokens, tmp_path / f"single_{row_length}", row_length, TOKENIZER)
+    return tokens, tmp_path / f"single_{row_length}", report
+
+
+def test_rows_of_one_piece_hold_every_token_once_and_nothing_else(tmp_path):
+    tokens, folder, report = single(tmp_path)
+    found = sorted(p for length in report["buckets"] for p in stored_pieces(folder / length, int(length)))
+    packed = tmp_path / "rows_64"
+    make(packing.write_rows, tokens, packed, 64, TOKENIZER)
+    assert found == sorted(stored_pieces(packed, 64))
+    assert report["tokens"] == sum(LENGTHS) and report["rows"] == len(found) == sum(report["buckets"].values())
+
+
+def test_a_piece_lies_alone_in_the_shortest_bucket_that_holds_it(tmp_path):
+    _, folder, report = single(tmp_path)
+    assert list(report["buckets"]) == ["16", "32", "64"]
+    for length in map(int, report["buckets"]):
+        segments = np.fromfile(folder / str(length) / "segments.bin", "<u2").reshape(-1, length)
+        used = (segments > 0).sum(1)
+        assert set(np.unique(segments)) <= {0, 1} and (segments[:, 0] == 1).all()
+        assert (used <= length).all() and (used > (length // 2 if length > 16 else 0)).all()
+
+
+def test_the_cut_documents_and_the_filling_of_rows_of_one_piece_are_counted(tmp_path):
+    _, _, report = single(tmp_path)
+    assert report["documents"] == len(LENGTHS) and report["cut_documents"] == sum(n > 62 for n in LENGTHS)
+    positions = sum(int(length) * rows for length, rows in report["buckets"].items())
+    assert report["fill"] == (sum(LENGTHS) + 2 * report["rows"]) / positions
+
+
+def test_no_tokens_make_no_rows_of_one_piece_either(tmp_path):
+    with pytest.raises(BadInput, match=r"corpus\.input"):
+        make(packing.write_single, token_folder(tmp_path, [0, 0]), tmp_path / "single_64", 64, TOKENIZER)

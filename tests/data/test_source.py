@@ -17,7 +17,7 @@ def rows_folder(tmp_path):
 
 
 def test_rows_are_read_by_index_in_any_order(rows_folder):
-    rows = source.Rows.open(rows_folder)
+    rows = source.Rows(rows_folder)
     everything, some = rows[np.arange(len(rows))], rows[[3, 0, 3]]
     for whole, part in zip(everything, some, strict=True):
         assert (part == whole[[3, 0, 3]]).all()
@@ -25,7 +25,7 @@ def test_rows_are_read_by_index_in_any_order(rows_folder):
 
 
 def test_rows_pickle_without_their_data(rows_folder):
-    rows = source.Rows.open(rows_folder)
+    rows = source.Rows(rows_folder)
     message = pickle.dumps(rows)
     assert len(message) < 2000
     assert (pickle.loads(message)[[1, 2]][0] == rows[[1, 2]][0]).all()
@@ -39,7 +39,7 @@ def test_damaged_rows_are_refused_with_the_file_and_the_remedy(rows_folder, dama
     else:
         file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(BadInput, match=rf"{file.name}.*prepare"):
-        source.Rows.open(rows_folder)
+        source.Rows(rows_folder)
 
 
 def test_positions_restart_in_each_segment_and_are_zero_in_padding():
@@ -79,6 +79,54 @@ def test_a_step_is_the_same_alone_and_after_all_others_and_epochs_differ():
     assert all((a == b).all() for a, b in zip(alone, source.rows_of_step(10**9 + 7, 64, 1000, seed=3), strict=True))
     orders = [tuple(source.rows_of_step(epoch, 1000, 1000, seed=3)[1]) for epoch in range(5)]
     assert len(set(orders)) == 5 and orders[0] != tuple(source.rows_of_step(0, 1000, 1000, seed=4)[1])
+
+
+@pytest.fixture
+def single_folder(tmp_path):
+    lengths = np.random.default_rng(0).integers(1, 90, 200).tolist()
+    make(packing.write_single, token_folder(tmp_path, lengths), tmp_path / "single_64", 64, TOKENIZER)
+    return tmp_path / "single_64"
+
+
+def test_a_feed_of_packed_rows_reads_what_rows_of_step_says(rows_folder):
+    feed = source.Feed(rows_folder, 4, seed=3)
+    for step in (0, 5, 1000):
+        rows, *read = feed.at(step)
+        assert rows is feed.buckets[0] and not rows.one_document
+        expected = source.rows_of_step(step, 4, len(rows), 3)
+        assert all((a == b).all() for a, b in zip(read, expected, strict=True))
+    assert feed.steps_per_epoch == len(rows) / 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_every_row_of_every_bucket_is_read_once_an_epoch(single_folder, batch_size):
+    feed = source.Feed(single_folder, batch_size, seed=3)
+    for epoch in range(3):
+        read = []
+        for step in range(feed.steps_per_epoch * epoch, feed.steps_per_epoch * (epoch + 1)):
+            rows, epoch_B, row_B = feed.at(step)
+            assert (epoch_B == epoch).all()
+            read += (rows.first + row_B[row_B < len(rows)]).tolist()
+        assert sorted(read) == list(range(len(feed)))
+
+
+def test_batches_of_every_bucket_have_the_same_number_of_positions(single_folder):
+    feed = source.Feed(single_folder, 4, seed=3)
+    shapes = {(len(row_B), rows.row_length) for rows, _, row_B in map(feed.at, range(feed.steps_per_epoch))}
+    assert shapes == {(16, 16), (8, 32), (4, 64)} == {shape[:2] for shape in feed.shapes()}
+    assert sum(share for *_, share in feed.shapes()) == pytest.approx(1)
+    assert {(len(row_B), rows.row_length) for rows, _, row_B in feed.first_of_each_bucket()} == shapes
+
+
+def test_buckets_alternate_and_their_order_depends_on_epoch_and_seed(single_folder):
+    def order(epoch, seed):
+        feed = source.Feed(single_folder, 2, seed)
+        steps = range(feed.steps_per_epoch * epoch, feed.steps_per_epoch * (epoch + 1))
+        return [feed.at(step)[0].row_length for step in steps]
+
+    first = order(0, 3)
+    assert first == order(0, 3) and first != order(1, 3) and first != order(0, 4)
+    assert sorted(first) == sorted(order(1, 3)) and first != sorted(first) != first[::-1]
 
 
 def test_no_rows_are_an_error():

@@ -99,3 +99,26 @@ def test_a_fresh_model_starts_at_the_logarithm_of_the_vocabulary(objective: Mask
     model, batch = objective.init(jax.random.key(0)), batch_of(np.ones((B, P)))
     total, count, _ = objective.loss(model, batch, None)
     assert abs(total / count - objective.initial_loss) < 0.1
+
+
+class FakeRows:
+    """Three rows of one document each, of 5, 9 and 12 tokens."""
+
+    one_document, row_length, first = True, T, 7
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        segment_BT = (np.arange(T) < np.array([5, 9, 12])[row_B][:, None]).astype(np.int32)
+        return 10 * segment_BT + row_B[:, None].astype(np.int32), segment_BT > 0, segment_BT
+
+
+def test_rows_of_one_document_say_their_lengths_and_a_number_past_the_last_row_is_an_empty_row(
+    objective: MaskedLanguageModelling,
+) -> None:
+    batch = objective.make_batch(FakeRows(), np.zeros(4, int), np.array([2, 3, 0, 3]), seed=1)
+    np.testing.assert_array_equal(batch["length_B"], [12, 0, 5, 0])
+    np.testing.assert_array_equal(batch["tokens_B"], [12, 0, 5, 0])
+    np.testing.assert_array_equal(batch["weights_BP"].sum(1) > 0, [True, False, True, False])
+    assert (batch["segment_ids_BT"][[1, 3]] == 0).all()
