@@ -38,7 +38,8 @@ def outputs(data: Mapping[str, np.ndarray], given: dict[str, Any], dtype: str, m
     )
     tables = (convert.MASKED_LM, convert.POOLER, convert.NEXT_SENTENCE)
     state = {k.removeprefix("params/"): data[k].astype(dtype) for k in data if k.startswith("params/")}
-    model, pooler, nsp = (from_torch(state, table, tree) for table, tree in zip(tables, trees, strict=True))
+    # Each table reads its part of the file: the rest is no mistake.
+    model, pooler, nsp = (from_torch(state, *pair, ignore=("*",)) for pair in zip(tables, trees, strict=True))
     mask_BT = data["attention_mask"]
     batch = {
         "input_ids_BT": jnp.asarray(data["input_ids"], jnp.int32),

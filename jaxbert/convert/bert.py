@@ -2,10 +2,16 @@
 
 from typing import Any
 
+from jaxbert.convert.hf_config import nearest_size, translate
 from jaxbert.convert.key_map import Row
-from jaxbert.models.bert import Config
+from jaxbert.models.bert import SIZES, Config
 
 HF_CLASS = "BertForMaskedLM"
+IGNORE = (
+    "*.position_ids",
+    "bert.pooler.*",
+    "cls.seq_relationship.*",
+)  # a source may hold these in vain
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}  # ours → theirs
 
 _LAYER = "bert.encoder.layer.{}."
@@ -20,7 +26,12 @@ def _norm(ours: str, theirs: str) -> list[Row]:
 
 
 ENCODER = [
-    Row("encoder/embeddings/word_VD", "bert.embeddings.word_embeddings.weight", "vocabulary"),
+    Row(
+        "encoder/embeddings/word_VD",
+        "bert.embeddings.word_embeddings.weight",
+        "vocabulary",
+        aliases=("cls.predictions.decoder.weight",),
+    ),
     Row("encoder/embeddings/position_TD", "bert.embeddings.position_embeddings.weight"),
     Row("encoder/embeddings/type_GD", "bert.embeddings.token_type_embeddings.weight"),
     *_norm("encoder/embedding_norm", "bert.embeddings.LayerNorm"),
@@ -37,7 +48,7 @@ MASKED_LM = [
     *ENCODER,
     *_dense("head/transform_DE", "head/transform_bias_E", "cls.predictions.transform.dense"),
     *_norm("head/norm", "cls.predictions.transform.LayerNorm"),
-    Row("head/bias_V", "cls.predictions.bias", "vocabulary"),
+    Row("head/bias_V", "cls.predictions.bias", "vocabulary", aliases=("cls.predictions.decoder.bias",)),
 ]
 POOLER = _dense("kernel_DD", "bias_D", "bert.pooler.dense")
 NEXT_SENTENCE = _dense("kernel_DG", "bias_G", "cls.seq_relationship")
@@ -79,3 +90,30 @@ def to_hf_config(config: Config, vocab_size: int, pad_token_id: int) -> dict[str
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
+
+
+FIELDS = {  # their name → ours, and what transformers takes where config.json has no such field
+    "hidden_size": ("hidden_size", 768),
+    "num_hidden_layers": ("num_layers", 12),
+    "num_attention_heads": ("num_heads", 12),
+    "intermediate_size": ("feed_forward_size", 3072),
+    "hidden_act": ("activation", "gelu"),
+    "hidden_dropout_prob": ("hidden_dropout", 0.1),
+    "attention_probs_dropout_prob": ("attention_dropout", 0.1),
+    "max_position_embeddings": ("max_positions", 512),
+    "type_vocab_size": ("type_vocab_size", 2),
+    "initializer_range": ("initializer_range", 0.02),
+    "layer_norm_eps": ("norm_epsilon", 1e-12),
+}
+FIXED = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+
+
+def from_hf_config(given: dict[str, Any]) -> Config:
+    """The configuration of config.json, every field given. Raises BadInput naming fields that we do not support."""
+    fields = translate(given, FIELDS, fixed=FIXED)
+    return Config(name=nearest_size(SIZES, fields), **fields)
