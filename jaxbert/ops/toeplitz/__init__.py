@@ -1,0 +1,1 @@
+"""The product of a Toeplitz matrix with values over tokens, within segments."""
