@@ -1,0 +1,1 @@
+"""A bidirectional convolution of each channel with a filter as long as the row."""

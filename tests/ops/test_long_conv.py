@@ -1,0 +1,117 @@
+"""The bidirectional long convolution: its definition, and that every implementation computes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxbert.ops.long_conv import api
+
+ROWS, WIDTH = 3, 5
+FASTER = pytest.mark.parametrize("implementation", ["direct", "fft"])
+LENGTHS = pytest.mark.parametrize("length", [1, 2, 3, 7, 16, 33, 100])
+DTYPES = pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-5)])
+
+
+def arguments(length: int, dtype: str = "float32") -> tuple[np.ndarray, ...]:
+    """A row, both filters and the bias."""
+    random = np.random.default_rng(length)
+    shapes = (ROWS, length, WIDTH), (length, WIDTH), (length, WIDTH), (WIDTH,)
+    return tuple(random.normal(size=shape).astype(dtype) for shape in shapes)
+
+
+def convolve(implementation: str | None, *given: Any) -> jax.Array:
+    return api.long_conv(*map(jnp.asarray, given), implementation=implementation)
+
+
+def close(found: Any, wanted: Any, tolerance: float) -> None:
+    wanted = np.asarray(wanted)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * max(1.0, np.abs(wanted).max()))
+
+
+def in_dtype(dtype: str, compute: Callable[[], Any]) -> Any:
+    with jax.enable_x64(dtype == "float64"):
+        return compute()
+
+
+def test_the_reference_is_the_sum_over_tokens_before_and_after() -> None:
+    x, forward, backward, bias = arguments(6, "float64")
+    wanted = bias * x
+    for t in range(6):
+        for s in range(6):
+            wanted[:, t] += x[:, s] * (forward[t - s] if s <= t else backward[s - t - 1])
+    close(in_dtype("float64", lambda: convolve("reference", x, forward, backward, bias)), wanted, 1e-13)
+
+
+@FASTER
+@LENGTHS
+@DTYPES
+def test_values_are_the_references(implementation: str, length: int, dtype: str, tolerance: float) -> None:
+    given = arguments(length, dtype)
+    found, wanted = (
+        in_dtype(dtype, lambda name=name: convolve(name, *given)) for name in (implementation, "reference")
+    )
+    assert found.dtype == dtype
+    close(found, wanted, tolerance)
+
+
+@FASTER
+@LENGTHS
+@DTYPES
+def test_gradients_are_the_references(implementation: str, length: int, dtype: str, tolerance: float) -> None:
+    given, weight = arguments(length, dtype), arguments(length + 1, dtype)[0][:, :length]
+
+    def gradients(name: str) -> tuple[jax.Array, ...]:
+        loss = lambda *given: jnp.sum(weight * convolve(name, *given))  # noqa: E731
+        return in_dtype(dtype, lambda: jax.grad(loss, argnums=(0, 1, 2, 3))(*given))
+
+    for found, wanted in zip(gradients(implementation), gradients("reference"), strict=True):
+        assert found.dtype == dtype
+        close(found, wanted, tolerance)
+
+
+@pytest.mark.parametrize("implementation", api.IMPLEMENTATIONS)
+def test_bfloat16_rows_are_summed_in_float32(implementation: str) -> None:
+    x, *filters = arguments(40)
+    row = jnp.asarray(x, jnp.bfloat16)
+    found = convolve(implementation, row, *filters)
+    assert found.dtype == jnp.bfloat16
+    wanted = convolve("reference", row.astype(jnp.float32), *filters)
+    close(found.astype(jnp.float32), wanted, 2.0**-8)
+
+
+@pytest.mark.parametrize("implementation", api.IMPLEMENTATIONS)
+def test_the_last_backward_value_reaches_nothing(implementation: str) -> None:
+    x, forward, backward, bias = arguments(9)
+    other = backward.copy()
+    other[-1] = 1e6
+    given = (convolve(implementation, x, forward, each, bias) for each in (backward, other))
+    np.testing.assert_array_equal(*given)
+
+
+def test_by_default_it_is_what_choose_says() -> None:
+    names = [api.choose(length) for length in (1, 16, 1024, 32768)]
+    assert names[0] == "direct" and names[-1] == "fft"
+    given = arguments(16)
+    np.testing.assert_array_equal(convolve(None, *given), convolve(api.choose(16), *given))
+
+
+def test_operations_count_matrix_products_and_transforms() -> None:
+    assert api.flops(4) == 2 * 4 * 4
+    assert api.flops(4096) == 2 * 2.5 * 8192 * 13 + 6 * 4096
+
+
+def test_what_does_not_fit_the_row_is_refused() -> None:
+    x, forward, backward, bias = arguments(8)
+    for given in (
+        (x, forward[:7], backward, bias),
+        (x, forward, backward[:, :4], bias),
+        (x, forward, backward, bias[:4]),
+    ):
+        with pytest.raises(ValueError, match=r"rows of \(8, 5\) need filters"):
+            api.long_conv(*given)
+    with pytest.raises(ValueError, match="no implementation 'fast'; there are reference, direct, fft"):
+        convolve("fast", x, forward, backward, bias)
