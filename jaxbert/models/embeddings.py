@@ -40,3 +40,15 @@ class Embeddings(nnx.Module):
         else:
             x_BTD = x_BTD + self.type_GD[0]
         return x_BTD.astype(dtype)
+
+
+class WordEmbeddings(nnx.Module):
+    """The word table alone, for encoders whose blocks know positions by themselves."""
+
+    def __init__(self, vocab_size: int, width: int, *, stddev: float, rngs: nnx.Rngs):
+        """A truncated-normal table of `padded(vocab_size)` rows."""
+        self.word_VD = word_table(vocab_size, width, stddev=stddev, rngs=rngs)
+
+    def __call__(self, batch: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
+        """(B, T) integers of a batch → (B, T, D) in `dtype`."""
+        return jnp.take(self.word_VD[...], batch["input_ids_BT"], axis=0).astype(dtype)

@@ -1,0 +1,1 @@
+"""HyperMixer's token mixing, within segments: api.py is the call, reference.py the specification."""
