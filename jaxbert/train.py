@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbert import checkpoint, config, metrics, objectives, optim, runs, sharding
-from jaxbert.allocator import keep_freed_memory
+from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput, Diverged, run
@@ -183,7 +183,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     Raises BadInput, or Diverged for an impossible first loss, a bad step under `train.bad_step = "stop"`, or more than
     `train.max_skipped` bad steps in a row.
     """
-    if jax.default_backend() == "cpu":
+    if computes_on_cpu():
         keep_freed_memory()
     corpus_directory = Path(settings.corpus.directory)
     corpus = load_corpus(corpus_directory)
