@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxbert import evaluate, export, runs
+from jaxbert.card import Exported, model_card
 from jaxbert.convert import bert as convert
 from jaxbert.convert.key_map import to_torch
 from jaxbert.errors import BadInput
@@ -127,7 +128,7 @@ def test_several_licences_or_none_are_not_made_into_one(run):
     corpus = evaluate.corpus_of(trained)[1]
     for licences in (["CC0-1.0", "MIT"], ["", ""], ["CC0-1.0", ""], ["my own"] * 2):
         sources = [corpus["sources"][0] | {"licence": licence} for licence in licences]
-        card = export._card(trained, run, corpus | {"sources": sources}, None, 1, "X", "0")
+        card = model_card(trained, run, corpus | {"sources": sources}, Exported("X"), None, 1, "0")
         assert "license:" not in card.split("---\n")[1]
         assert all(f"licence: {licence or 'none recorded'}" in card for licence in licences)
 

@@ -25,3 +25,14 @@ def exporter(name: str) -> types.ModuleType:
     if first not in EXPORTERS:
         raise BadInput(f"model.name: {name!r} cannot be exported; encoders that can: {', '.join(EXPORTERS)}")
     return importlib.import_module(EXPORTERS[first])
+
+
+def importer(name: str) -> types.ModuleType:
+    """As `exporter`, for weights that come in: the module also has from_hf_config. Raises BadInput if it has not."""
+    module = exporter(name)
+    if not hasattr(module, "from_hf_config"):
+        raise BadInput(
+            f"{name.split('_')[0]} cannot be imported: nobody publishes weights of it; start a run from another one "
+            "with model.initialize_from"
+        )
+    return module

@@ -7,11 +7,6 @@ from jaxbert.convert.key_map import Row
 from jaxbert.models.bert import SIZES, Config
 
 HF_CLASS = "BertForMaskedLM"
-IGNORE = (
-    "*.position_ids",
-    "bert.pooler.*",
-    "cls.seq_relationship.*",
-)  # a source may hold these in vain
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}  # ours → theirs
 
 _LAYER = "bert.encoder.layer.{}."

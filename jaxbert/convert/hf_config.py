@@ -1,5 +1,6 @@
 """Reading config.json of transformers: a field is translated, known to be without effect, or refused by its name."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,5 +68,11 @@ def translate(
 
 
 def nearest_size(sizes: Mapping[str, Mapping[str, Any]], fields: Mapping[str, Any]) -> str:
-    """The named size that shares most values with `fields`; of several the first."""
-    return max(sizes, key=lambda name: sum(fields.get(field) == value for field, value in sizes[name].items()))
+    """The named size whose numbers are nearest to those of `fields`, as ratios; of equal ones the last."""
+
+    def distance(name: str) -> float:
+        pairs = [(value, fields.get(field)) for field, value in sizes[name].items() if field in fields]
+        numbers = [(a, b) for a, b in pairs if type(a) in (int, float) and type(b) in (int, float) and a > 0 and b > 0]
+        return sum(abs(math.log(a / b)) for a, b in numbers) + sum(a != b for a, b in pairs if (a, b) not in numbers)
+
+    return min(reversed(list(sizes)), key=distance)

@@ -24,7 +24,7 @@ computes is lost: compute tables in `forward`, keep no buffers. A module with `n
 `initialize(config)`, which sets them through functions of `torch.nn.init`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,11 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 WITHOUT_EFFECT = ("num_items_in_batch",)  # what a Trainer passes to any model
 
 
@@ -204,8 +208,8 @@ class BaseModel(PreTrainedModel):
     def _init_weights(self, module: Any) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            if (bias := getattr(module, "bias", None)) is not None:
+                nn.init.zeros_(bias)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
