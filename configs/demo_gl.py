@@ -16,6 +16,8 @@ eight minutes on slower ones too. With `initializer_range` 0.02, made for wider 
 steps was 6.32, with 0.05 it was 6.26 (15 % masked; schedules of 1,600 and 1,200 steps).
 """
 
+import dataclasses
+
 from jaxbert.config import (
     Checkpoint,
     Clean,
@@ -30,6 +32,7 @@ from jaxbert.config import (
     Train,
     named_model,
 )
+from jaxbert.errors import BadInput
 
 PACKAGES = (
     *("libreoffice-help-gl", "libreoffice-l10n-gl", "gretl-common", "firefox-esr-l10n-gl", "thunderbird-l10n-gl"),
@@ -37,7 +40,27 @@ PACKAGES = (
 )
 
 
-def get_config() -> Config:
+# Each encoder at about the size of BERT-tiny's two layers, 0.4 million parameters beside the word table's 1.05.
+MODELS = {
+    "bert": named_model("bert_tiny", attention_dropout=0.0),
+    "convbert": named_model(
+        "convbert_small",
+        num_layers=2,
+        hidden_size=128,
+        embedding_size=128,
+        feed_forward_size=512,
+        attention_dropout=0.0,
+    ),
+    "gmlp": named_model("gmlp_base", num_layers=4, hidden_size=128, feed_forward_size=512),
+    "amlp": named_model("amlp_base", num_layers=3, hidden_size=128, feed_forward_size=512, attention_size=32),
+    "m2": named_model("m2_80M", num_layers=3, hidden_size=128, feed_forward_size=512, filter_order=32),
+    "hypermixer": named_model("hypermixer_tiny"),
+}
+
+
+def get_config(encoder: str = "bert") -> Config:
+    if encoder not in MODELS:
+        raise BadInput(f"--config: no variant {encoder!r} of demo_gl.py; there are {', '.join(MODELS)}")
     return Config(
         corpus=Corpus(
             input=(f"deb:{','.join(PACKAGES)}",),
@@ -49,12 +72,11 @@ def get_config() -> Config:
         ),
         tokenizer=Tokenizer(kind="unigram", vocab_size=8192),
         data=Data(row_length=128),
-        model=named_model(
-            "bert_tiny",
+        model=dataclasses.replace(
+            MODELS[encoder],
             max_positions=128,
             initializer_range=0.05,
             hidden_dropout=0.0,  # nine epochs of a small model: it underfits
-            attention_dropout=0.0,
             unroll=2,
         ),
         objective=Objective(mask_rate=0.25),  # of training rows; the held-out rate is 15 %, evaluation.mask_rate
