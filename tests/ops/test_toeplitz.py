@@ -32,7 +32,7 @@ def value_and_gradients(weights: jax.Array, v: jax.Array, ids: jax.Array, **chos
         y = toeplitz_product(weights, v, ids, **chosen)
         return jnp.sum(y * slope), jnp.where((ids > 0)[:, :, None], y, 0.0)
 
-    gradients, y = jax.grad(scalar, argnums=(0, 1), has_aux=True)(weights, v)
+    gradients, y = jax.jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(weights, v)
     return [np.asarray(x) for x in (y, *gradients)]
 
 

@@ -1,5 +1,7 @@
 """The Toeplitz product as a matrix product: the fastest for short rows, and the one that several documents need."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -11,10 +13,12 @@ def toeplitz_product(
     matrix_TS = toeplitz_matrix(weights_O, v_BTC.shape[1]).astype(v_BTC.dtype)
     if one_document:  # zeros at padding do what the mask does, with one matrix for all rows
         v_BTC = jnp.where(segment_ids_BT[:, :, None] > 0, v_BTC, 0.0)
-        return jnp.einsum("TS,BSC->BTC", matrix_TS, v_BTC)
+        # Tokens first, once: left to einsum's own order, the backward pass transposes again (1.08 × at T = 512).
+        return jnp.einsum("TS,SBC->TBC", matrix_TS, v_BTC.transpose(1, 0, 2)).transpose(1, 0, 2)
     # Within a segment positions differ as places in the row do: the matrix is every row's, only the mask is its own.
     same_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    return jnp.einsum("BTS,BSC->BTC", jnp.where(same_BTS, matrix_TS, 0.0), v_BTC)
+    matrix_BTS = jnp.where(same_BTS, _for_every_row(matrix_TS, v_BTC.shape[0]), 0.0)
+    return jnp.einsum("BTS,BSC->BTC", matrix_BTS, v_BTC)
 
 
 def toeplitz_matrix(weights_O: jax.Array, length: int) -> jax.Array:
@@ -27,3 +31,19 @@ def toeplitz_matrix(weights_O: jax.Array, length: int) -> jax.Array:
     weights_O = jnp.pad(weights_O, extra) if extra >= 0 else weights_O[size - length : size + length - 1]
     rows = jnp.tile(jnp.append(weights_O, 0.0), length)[: length * (2 * length - 1)].reshape(length, 2 * length - 1)
     return rows[:, length - 1 :]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _for_every_row(matrix_TS: jax.Array, rows: int) -> jax.Array:
+    """(T, S) → (B, T, S), B = `rows`."""
+    return jnp.broadcast_to(matrix_TS, (rows, *matrix_TS.shape))
+
+
+def _sum_of_rows(rows: int, _: None, slope_BTS: jax.Array) -> tuple[jax.Array]:
+    # A product with ones: XLA's CPU backend takes twenty times as long to sum over a leading axis.
+    dtype = jnp.promote_types(slope_BTS.dtype, jnp.float32)
+    ones_B = jnp.ones(rows, slope_BTS.dtype)
+    return (jnp.einsum("B,BTS->TS", ones_B, slope_BTS, preferred_element_type=dtype).astype(slope_BTS.dtype),)
+
+
+_for_every_row.defvjp(lambda matrix_TS, rows: (_for_every_row(matrix_TS, rows), None), _sum_of_rows)
