@@ -156,7 +156,10 @@ def _say_what_runs(
     display.line(f"devices     {jax.device_count()} × {jax.devices()[0].device_kind} ({shape}), {peak}")
     display.line(f"parameters  {count_parameters(state['model'], plan.vocab_size):,} ({settings.model.name})")
     display.line(f"data        {plan.tokens_per_epoch:,} tokens an epoch in {plan.rows_per_epoch:,} rows")
-    display.line(f"steps       {plan.steps:,} of {settings.train.batch_size} rows = {epochs:.2f} epochs")
+    rows = f"{settings.train.batch_size} rows of {settings.data.row_length} tokens"
+    if not settings.data.pack:
+        rows += ", or as many positions of shorter ones"
+    display.line(f"steps       {plan.steps:,} of {rows} = {epochs:.2f} epochs")
     of = f" of {have / 2**30:.1f} GiB" if have else ""
     display.line(f"memory      {need / 2**30:.2f} GiB a device for the step{of}")
 
