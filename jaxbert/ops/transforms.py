@@ -1,0 +1,34 @@
+"""Real Fourier transforms of rows, on each device those of its own rows."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxbert.sharding import BATCH_AXES, LETTERS
+
+
+def rfft(x_BDT: jax.Array, size: int) -> jax.Array:
+    """The spectra of rows cut or filled with zeros to `size` numbers, (B, D, size // 2 + 1) complex."""
+    return _locally(lambda x: jnp.fft.rfft(x, size), x_BDT)
+
+
+def irfft(x_BDF: jax.Array, size: int) -> jax.Array:
+    """The rows of `size` numbers, (B, D, size), that have these spectra."""
+    return _locally(lambda x: jnp.fft.irfft(x, size), x_BDF)
+
+
+def _locally(transform: Callable[[jax.Array], jax.Array], x_BDT: jax.Array) -> jax.Array:
+    """XLA gathers what it transforms: without this each device would compute the whole batch's (jax 0.10.2)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    split = []
+    for size, axes in zip(x_BDT.shape, (BATCH_AXES, (LETTERS["N"],)), strict=False):
+        axes = tuple(axis for axis in axes if axis in mesh.auto_axes and mesh.shape[axis] > 1)
+        split.append(axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ())
+    rows, channels = split
+    if not rows and not channels:
+        return transform(x_BDT)
+    spec = PartitionSpec(rows, channels)
+    return jax.shard_map(transform, in_specs=spec, out_specs=spec, axis_names={*rows, *channels})(x_BDT)
