@@ -7,7 +7,10 @@ import jax
 from jaxbert.ops.toeplitz import fft, gathered, reference
 
 Implementation = Literal["reference", "gathered", "fft"]
-FFT_FROM = 4096  # tokens; tools/bench_toeplitz.py measures it
+# Tokens of a row, by backend. The CPU's is measured (tools/bench_toeplitz.py: transforms have 0.74 × the throughput of
+# the matrix at 256 tokens, 1.16 × at 512, 2.4 × at 1,024). Matrix units shift it far up: the other is an estimate that
+# nobody has measured, where the matrix's products would take as long as the transforms' way through memory.
+FFT_FROM, FFT_FROM_ELSEWHERE = {"cpu": 512}, 8192
 
 
 def toeplitz_product(
@@ -50,5 +53,6 @@ def toeplitz_product(
 
 
 def choose(length: int, one_document: bool) -> Implementation:
-    """The fastest implementation for rows of `length` tokens."""
-    return "fft" if one_document and length >= FFT_FROM else "gathered"
+    """The fastest implementation for rows of `length` tokens on JAX's default backend."""
+    least = FFT_FROM.get(jax.default_backend(), FFT_FROM_ELSEWHERE)
+    return "fft" if one_document and length >= least else "gathered"
