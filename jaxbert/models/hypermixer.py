@@ -6,8 +6,9 @@ norm included. No encoder for language modelling was published with it, no size 
 ours:
 
 - Blocks are pre-norm: x + mixing(norm(x)), then x + feed_forward(norm(x)), and a norm after the last. The mixing sums
-  over tokens, so its output grows with T before the module's norm: behind that norm every block adds one unit to the
-  stream whatever T is, and a second norm on the sum (post-norm) would only shrink what earlier blocks said.
+  over tokens, so its output grows with T before the module's norm: behind that norm every block adds about one unit to
+  the stream whatever T is. On the stream itself post-norm would put a second norm right behind the module's own. (500
+  steps of the demo, two layers: 5.93 nats with either; BERT 6.26.)
 - The embedding is the word table and a norm, which gives a token one unit beside the blocks' outputs. No position
   table: each block's hypernetwork adds sinusoids to its own input. No token types.
 - `position_table` "standard" (SpeechBrain's) by default. "idiap" multiplies x by √D first, which was made for
@@ -16,12 +17,17 @@ ours:
 
 Initial scale. The published code draws the hypernetworks with Xavier's rule on a stack of head matrices, of which
 PyTorch takes the wrong axes for the fan: σ is 0.0039 and 0.0020 where the rule means 0.0625 and 0.0395 (D = 512, one
-head, k = 2048). W₁ and W₂ then have a scale of 2e-3, the mixed values of 1e-3, under √ε of the module's norm: what a
-block mixes begins as almost nothing. We draw what the rule means: each head's own fans, gain √2.
+head, k = 2048). The mixed values then have a scale of 5e-4, 2e-3 and 4e-3 for 16, 128 and 512 tokens, and the norm
+behind them, whose √ε is 3e-3, makes 0.16, 0.47 and 0.76 of them: what a text's tokens hear of each other depends on
+its length. We draw what the rule means, each head's own fans and gain √2 (`hypernet_gain`), and divide the first
+kernel by what x is multiplied by. W₁ and W₂ then have a scale of 1.1, the sums of 4, 14 and 38, the mixed values of
+120, 430 and 1,090 (base size, 16, 128 and 512 tokens), all far above ε, and the module's output 1.00 at every length.
+Over twelve layers the stream goes from 1 to about 3. (On the demo, two layers of width 128 and 128 tokens, where the
+published draw is nearest to ours, 500 steps end at 5.93 with gains of √2 and 0.7 and at 5.92 with 0.1.)
 
 Padding: both masks are always passed, so the published code reads none of it and the two mask modes are equal.
 
-Packing: sums run over the token's own document (ops/segment_mixing).
+Packing: sums run over the token's own document (ops/segment_mixing, by_length.py says what that costs).
 """
 
 import dataclasses

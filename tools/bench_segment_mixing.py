@@ -1,0 +1,122 @@
+"""What packing costs HyperMixer's mixing: several documents a row beside one, forward and backward.
+
+    python tools/bench_segment_mixing.py [--length=512] [--width=256] [--tokens=8192] [--documents 1 2 4 8 16]
+                                         [--block 32 64 128] [--json=FILE]
+
+Contestants, at the same number of real tokens: rows filled by one document ("products", the least that mixing costs);
+rows of so many documents of random lengths ("by_length"); and the same documents one a row, each padded to the shortest
+of the lengths T, T/2, T/4, T/8 that holds it, as rows of one document are read. They take turns; tokens a second are
+medians, ratios are taken turn by turn. k is four times the width, two heads.
+"""
+
+import argparse
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bench_train import machine, measure, show
+
+from jaxbert.models.layers import gelu
+from jaxbert.ops.segment_mixing import by_length, products
+
+HEADS, BUCKETS = 2, 4
+
+
+def program(mixing: Callable[..., jax.Array], ids_BT: np.ndarray, width: int, dtype: str) -> Callable[[], Any]:
+    """A compiled call of the mixing and its three gradients on random operands."""
+    H, F, (B, T) = width // HEADS, 4 * width // HEADS, ids_BT.shape
+    random = np.random.default_rng(0)
+    v, first, second, slope = (jnp.asarray(random.normal(size=(HEADS, B, T, size)), dtype) for size in (H, F, F, H))
+    ids = jnp.asarray(ids_BT)
+
+    def step(ids: jax.Array, slope: jax.Array, *arrays: jax.Array) -> Any:
+        y, pull = jax.vjp(lambda *a: mixing(*a, ids, ids, activation=gelu), *arrays)
+        return y, pull(slope)
+
+    arguments = (ids, slope, v, first, second)
+    compiled = jax.jit(step).lower(*arguments).compile()
+    return functools.partial(compiled, *arguments)
+
+
+def lengths_of(documents: int, rows: int, length: int) -> list[np.ndarray]:
+    """For each row the lengths of its documents, which fill it."""
+    random = np.random.default_rng(documents)
+    cuts = [np.sort(random.choice(np.arange(1, length), documents - 1, replace=False)) for _ in range(rows)]
+    return [np.diff(np.concatenate([[0], cut, [length]])) for cut in cuts]
+
+
+def packed_ids(lengths: list[np.ndarray]) -> np.ndarray:
+    """(B, T) segment ids."""
+    return np.stack([np.repeat(np.arange(1, len(row) + 1), row) for row in lengths]).astype(np.int32)
+
+
+def single_ids(lengths: list[np.ndarray], length: int) -> list[np.ndarray]:
+    """Segment ids of the same documents one a row, an array for each bucket that has any."""
+    buckets = [length >> shift for shift in reversed(range(BUCKETS))]
+    by_bucket: dict[int, list[int]] = {bucket: [] for bucket in buckets}
+    for tokens in np.concatenate(lengths).tolist():
+        by_bucket[next(bucket for bucket in buckets if bucket >= tokens)].append(tokens)
+    return [
+        (np.arange(bucket) < np.array(found)[:, None]).astype(np.int32) for bucket, found in by_bucket.items() if found
+    ]
+
+
+def bench(documents: int, flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """One number of documents a row: tokens a second of every contestant, and what packing costs."""
+    rows = max(1, flags.tokens // flags.length)
+    lengths = lengths_of(documents, rows, flags.length)
+    make = functools.partial(program, width=flags.width, dtype=flags.dtype)
+    contestants = {
+        "one document of T": [make(products.segment_mixing, np.ones((rows, flags.length), np.int32))],
+        "the same, one a row": [make(products.segment_mixing, ids) for ids in single_ids(lengths, flags.length)],
+    }
+    for block in flags.block:
+        mixing = functools.partial(by_length.segment_mixing, block=block)
+        contestants[f"packed, blocks of {block}"] = [make(mixing, packed_ids(lengths))]
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(flags.turns + 1):
+        for name, calls in contestants.items():
+            start = time.perf_counter()
+            jax.block_until_ready([call() for call in calls])
+            if turn:  # the first warms up
+                speeds[name].append(rows * flags.length / (time.perf_counter() - start))
+    title, lines = f"{documents} documents in {flags.length} tokens", []
+    lines += [measure(f"{title}: {name}", values, "tokens/s") for name, values in speeds.items()]
+    packed = f"packed, blocks of {by_length.BLOCK if by_length.BLOCK in flags.block else flags.block[0]}"
+    for other in ("one document of T", "the same, one a row"):
+        ratios = [mine / theirs for mine, theirs in zip(speeds[packed], speeds[other], strict=True)]
+        lines.append(measure(f"{title}: {packed} / {other}", ratios, "ratio"))
+    return lines
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--length", type=int, default=512, help="T, of a row")
+    parser.add_argument("--width", type=int, default=256, help="D")
+    parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
+    parser.add_argument("--documents", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of a row")
+    parser.add_argument("--block", type=int, nargs="+", default=[by_length.BLOCK])
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    print(f"{jax.devices()[0].device_kind}, width {flags.width}, {flags.tokens} tokens, {flags.dtype}")
+    print(f"{'mixing and gradients':70s} {'median':>10s}  {'low':>10s}  {'high':>10s}")
+    for documents in flags.documents:
+        lines = bench(documents, flags)
+        show(lines)
+        results += lines
+    if flags.json:
+        flags.json.write_text(json.dumps({**machine(), "measures": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
