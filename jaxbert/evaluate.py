@@ -61,8 +61,13 @@ def _blocks(validation: Validation, size: int = 4096) -> Iterator[Pieces]:
 def corpus_of(trained: runs.Run) -> tuple[Path, dict[str, Any]]:
     """The prepared corpus that a run was trained on: its directory and its corpus.json.
 
-    Raises BadInput if it is not there, or has another tokenizer than the run.
+    Raises BadInput if it is not there, has another tokenizer than the run, or if the run's weights were imported.
     """
+    if "imported" in trained.loop:
+        raise BadInput(
+            "--workdir: holds imported weights, which come without a corpus, so there is no held-out score; give "
+            "--fill, or train from them on your own corpus (model.initialize_from)"
+        )
     directory = Path(trained.config.corpus.directory)
     corpus = load_corpus(directory)
     if corpus["tokenizer"]["fingerprint"] != trained.tokenizer.fingerprint:
@@ -133,6 +138,22 @@ def fill(trained: runs.Run, text: str, most: int = 5) -> list[list[tuple[str, fl
     return found
 
 
+def _table(title: str, scores: dict[str, Any]) -> Table:
+    table = Table(title=title)
+    table.add_column("held out")
+    table.add_column("value", justify="right")
+    for label, value in (
+        ("loss (nats a masked token)", f"{scores['loss']:.4f}"),
+        ("unigram baseline", f"{scores['unigram_baseline']:.4f}"),
+        ("below the baseline", f"{scores['below_baseline']:.4f}"),
+        ("accuracy", f"{scores['accuracy']:.4f}"),
+        ("bits a character", f"{scores['bits_per_character']:.4f}"),
+        ("masked tokens", f"{scores['masked_tokens']:,}"),
+    ):
+        table.add_row(label, value)
+    return table
+
+
 def main(argv: list[str]) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m jaxbert.evaluate", description=__doc__.splitlines()[0])
@@ -142,22 +163,14 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     trained = runs.load_run(flags.workdir, flags.step)
     fills = [{"text": text, "masks": fill(trained, text)} for text in flags.fill]  # first: a text may be refused
-    result = {**evaluate(trained), "fills": fills}
-    runs.write_json(Path(flags.workdir) / "evaluation.json", result)
+    scored = "imported" not in trained.loop or not fills
+    scores = evaluate(trained) if scored else {"step": trained.step, "tokens": trained.loop["tokens"]}
+    runs.write_json(Path(flags.workdir) / "evaluation.json", {**scores, "fills": fills})
     console = Console(highlight=False)
-    table = Table(title=f"{flags.workdir} at step {trained.step:,}")
-    table.add_column("held out")
-    table.add_column("value", justify="right")
-    for label, value in (
-        ("loss (nats a masked token)", f"{result['loss']:.4f}"),
-        ("unigram baseline", f"{result['unigram_baseline']:.4f}"),
-        ("below the baseline", f"{result['below_baseline']:.4f}"),
-        ("accuracy", f"{result['accuracy']:.4f}"),
-        ("bits a character", f"{result['bits_per_character']:.4f}"),
-        ("masked tokens", f"{result['masked_tokens']:,}"),
-    ):
-        table.add_row(label, value)
-    console.print(table)
+    if scored:
+        console.print(_table(f"{flags.workdir} at step {trained.step:,}", scores))
+    else:
+        console.print("imported weights: no corpus, so no held-out score", markup=False)
     for filled in fills:
         console.print(filled["text"], markup=False)
         for choices in filled["masks"]:

@@ -107,7 +107,7 @@ def _carried(module: Any, settings: Any, native: bool) -> tuple[Exported, Callab
     if native:
         if not hasattr(module, "to_native_config"):
             raise BadInput(f"--native: transformers has no class for {settings.name}; leave the flag out")
-        return Exported(module.NATIVE_CLASS, reads_padding=True), module.to_native_config
+        return Exported(module.HF_CLASS, reads_padding=True), module.to_native_config
     return Exported(module.HF_CLASS, (modeling, SHARED), settings.mask_mode == "reference"), module.to_hf_config
 
 
@@ -221,17 +221,17 @@ def _verify(folder: Path, trained: runs.Run, workdir: Path, parameters: int, exp
     fills = _fill_texts(workdir, cut)
     length_B, real_BT, code = batch["length_B"], batch["segment_ids_BT"] > 0, bool(exported.code)
     alone = exported.reads_padding and not code  # transformers' class reads it, ours does as the model does
+    ours_alone = alone and trained.config.model.mask_mode == "reference"
     problems, differences, largest = [], {}, 0.0
     with _own_modules_cache():
         for dtype in ("float32", "float64") if parameters < FLOAT64_PARAMETERS else ("float32",):
             theirs, unloaded = _torch_model(folder, dtype, code)
             problems += [f"{kind}: {', '.join(names)}" for kind, names in unloaded.items() if names]
-            theirs_BTV, ours_BTV = (
-                np.concatenate([_padded(f(part), len(real_BT[0])) for part in _parts(batch, alone)])
-                for f in (
-                    functools.partial(_torch_logits, theirs),
-                    functools.partial(our_logits, trained.model, vocab_size=trained.tokenizer.vocab_size, dtype=dtype),
-                )
+            theirs_BTV = _by_parts(functools.partial(_torch_logits, theirs), batch, alone)
+            ours_BTV = _by_parts(
+                lambda part, dtype=dtype: our_logits(trained.model, part, trained.tokenizer.vocab_size, dtype),
+                batch,
+                ours_alone,
             )
             if ours_BTV.shape != theirs_BTV.shape:
                 raise VerificationFailed(f"logits have shape {theirs_BTV.shape} in PyTorch, {ours_BTV.shape} here")
@@ -314,16 +314,20 @@ def _batch(ids_BT: np.ndarray, segment_ids_BT: np.ndarray) -> dict[str, np.ndarr
     }
 
 
-def _parts(batch: dict[str, np.ndarray], alone: bool) -> list[dict[str, np.ndarray]]:
-    """The batch, or each of its rows without padding, for a class that reads it."""
+def _by_parts(
+    logits: Callable[[dict[str, np.ndarray]], np.ndarray], batch: dict[str, np.ndarray], alone: bool
+) -> np.ndarray:
+    """Logits (B, T, V) of the batch, or of each of its rows without padding."""
     if not alone:
-        return [batch]
-    rows = [{name: array[b : b + 1] for name, array in batch.items()} for b in range(len(batch["length_B"]))]
-    return [{n: a[:, : row["length_B"][0]] if n.endswith("_BT") else a for n, a in row.items()} for row in rows]
-
-
-def _padded(logits_BTV: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(logits_BTV, ((0, 0), (0, length - logits_BTV.shape[1]), (0, 0)))
+        return logits(batch)
+    most, rows = batch["input_ids_BT"].shape[1], []
+    for b, length in enumerate(batch["length_B"]):
+        row = {
+            name: array[b : b + 1, :length] if name.endswith("_BT") else array[b : b + 1]
+            for name, array in batch.items()
+        }
+        rows.append(np.pad(logits(row), ((0, 0), (0, most - length), (0, 0))))
+    return np.concatenate(rows)
 
 
 def our_logits(model: Any, batch: dict[str, np.ndarray], vocab_size: int, dtype: str) -> np.ndarray:
@@ -335,7 +339,8 @@ def our_logits(model: Any, batch: dict[str, np.ndarray], vocab_size: int, dtype:
     with jax.enable_x64(dtype == "float64"), jax.default_device(cpu):
         cast = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), model)
         position_BT = np.broadcast_to(np.arange(batch["input_ids_BT"].shape[1]), batch["input_ids_BT"].shape)
-        return np.asarray(cast(batch, jnp.asarray(position_BT, jnp.int32)))[..., :vocab_size]
+        logits = jax.jit(lambda model, batch, positions_BP: model(batch, positions_BP))
+        return np.asarray(logits(cast, batch, jnp.asarray(position_BT, jnp.int32)))[..., :vocab_size]
 
 
 def _torch_model(folder: Path, dtype: str, code: bool) -> tuple[Any, dict[str, list[str]]]:

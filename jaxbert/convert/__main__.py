@@ -25,7 +25,6 @@ import jaxbert
 from jaxbert import checkpoint, objectives, runs
 from jaxbert import config as configs
 from jaxbert.convert import importer, sources
-from jaxbert.convert.hf_config import nearest_size
 from jaxbert.convert.key_map import Row, from_torch, to_torch
 from jaxbert.convert.tokenizer import import_tokenizer
 from jaxbert.data.tokenizer import TextTokenizer
@@ -80,6 +79,7 @@ def convert(
         shapes = module.torch_shapes(settings.model)
         fresh = _fresh_head(state, rows, objective, settings, head, shapes, vocab_size)
         ignore = (*IGNORE, *getattr(module, "IGNORE", ()))
+        _check_floats(state, ignore, cast)
         tree = from_torch(
             state | fresh,
             rows,
@@ -128,7 +128,7 @@ def _read_flax(source: Path, given: dict[str, Any]) -> tuple[configs.Model, dict
 
 def _read_m2(source: Path, given: dict[str, Any]) -> tuple[configs.Model, dict[str, np.ndarray]]:
     module = importer("m2_base")
-    model, state = _named(module.from_hf_config(given), "m2"), _weights(source)
+    model, state = _model(given, "m2"), _weights(source)
     names = module.published_names(state)
     return model, _prefixed({names[name]: array for name, array in state.items()}, module.masked_lm(model))
 
@@ -136,24 +136,21 @@ def _read_m2(source: Path, given: dict[str, Any]) -> tuple[configs.Model, dict[s
 READERS = {"hf": _read_hf, "m2": _read_m2, "flax": _read_flax}
 
 
-def _model(given: dict[str, Any]) -> configs.Model:
-    """The configuration that config.json describes, by its model_type: "bert", or ours, "jaxbert_gmlp"."""
-    kind = given.get("model_type")
+def _model(given: dict[str, Any], family: str = "") -> configs.Model:
+    """The configuration that config.json describes, by its model_type: "bert", or ours, "jaxbert_gmlp".
+
+    Published weights of an encoder whose published code reads padding were trained with that: mask_mode "reference".
+    """
+    kind = family or given.get("model_type")
     if not isinstance(kind, str):
         raise BadInput('config.json: has no model_type; if it is BERT\'s, write "model_type": "bert" into it')
     family = kind.removeprefix("jaxbert_")
     if family not in configs.FAMILIES:
         raise BadInput(f"config.json: model_type={kind!r} is not supported (here: {', '.join(configs.FAMILIES)})")
-    return _named(importer(family).from_hf_config(given), family)
-
-
-def _named(model: configs.Model, family: str) -> configs.Model:
-    """With a size's name of its own family, whose fields it overrides."""
-    sizes = configs.family(family).SIZES
-    if model.name in sizes:
-        return model
-    fields = dataclasses.asdict(model)
-    return dataclasses.replace(model, name=nearest_size(sizes, fields))
+    model = importer(family).from_hf_config(given)
+    if "mask_mode" not in given and configs.family(family).Encoder.reference_reads_padding:
+        model = dataclasses.replace(model, mask_mode="reference")
+    return model
 
 
 def _weights(source: Path) -> dict[str, np.ndarray]:
@@ -187,6 +184,17 @@ def _vocabulary(state: dict[str, np.ndarray], rows: list[Row]) -> int:
         if name in state and state[name].ndim:
             return state[name].shape[0]
     raise BadInput(f"--source: has no {table.theirs}; its tensors: {', '.join(sorted(state)[:5])}, …")
+
+
+def _check_floats(state: dict[str, np.ndarray], ignore: tuple[str, ...], cast: bool) -> None:
+    """Raises BadInput if there are other floats than float32 and `cast` does not allow it. Integers never fit."""
+    read = {n: a.dtype.name for n, a in state.items() if not any(fnmatch.fnmatchcase(n, pattern) for pattern in ignore)}
+    for dtype in () if cast else CASTABLE:
+        if names := [name for name, found in read.items() if found == dtype]:
+            raise BadInput(
+                f"--source: {len(names)} of its tensors are {dtype} (the first: {names[0]}), parameters are float32; "
+                "--cast reads them as float32"
+            )
 
 
 def _fresh_head(

@@ -5,6 +5,7 @@ A file is somebody else's: nothing in it is executed, and one that is not whole 
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
     except ImportError:
         raise BadInput(f'torch is not installed, and {path} needs it; pip install "jaxbert[torch]"') from None
     try:
-        given = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles that torch.save did not write
+            given = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError of the zip reader, EOFError, …
         raise BadInput(
             f"{path}: was not loaded: it is not whole, or holds more than tensors ({_reason(error)}). If you trust it, "
