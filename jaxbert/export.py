@@ -228,11 +228,8 @@ def _verify(folder: Path, trained: runs.Run, workdir: Path, parameters: int, exp
             theirs, unloaded = _torch_model(folder, dtype, code)
             problems += [f"{kind}: {', '.join(names)}" for kind, names in unloaded.items() if names]
             theirs_BTV = _by_parts(functools.partial(_torch_logits, theirs), batch, alone)
-            ours_BTV = _by_parts(
-                lambda part, dtype=dtype: our_logits(trained.model, part, trained.tokenizer.vocab_size, dtype),
-                batch,
-                ours_alone,
-            )
+            ours = functools.partial(our_logits, trained.model, vocab_size=trained.tokenizer.vocab_size, dtype=dtype)
+            ours_BTV = _by_parts(ours, batch, ours_alone)
             if ours_BTV.shape != theirs_BTV.shape:
                 raise VerificationFailed(f"logits have shape {theirs_BTV.shape} in PyTorch, {ours_BTV.shape} here")
             largest = float(np.abs(ours_BTV[real_BT]).max())
@@ -245,10 +242,10 @@ def _verify(folder: Path, trained: runs.Run, workdir: Path, parameters: int, exp
                 )
         unequal = compare_with_transformers(folder, texts, trust_remote_code=code)
         if unequal:
-            text, ours, wrong = unequal[0]
+            text, right, wrong = unequal[0]
             problems.append(
                 f"{len(unequal):,} of {len(texts):,} documents get other token ids from transformers, the first: "
-                f"{text[:60]!r}: ours {ours[:12]}, theirs {wrong[:12]}"
+                f"{text[:60]!r}: ours {right[:12]}, theirs {wrong[:12]}"
             )
         if not problems:  # the pipeline does not open a folder with tensors of other shapes
             problems += _compare_fills(folder, trained, fills, code)
