@@ -123,16 +123,22 @@ def _whose(exported: Exported) -> str:
 
 
 def _padding(exported: Exported) -> list[str]:
-    """What padding does, where a reader could not guess it."""
+    """What padding does, where a reader could not guess it, and what the code asks for."""
+    lines = []
+    if exported.code:
+        lines += [
+            "Every `from_pretrained` needs `trust_remote_code=True`: it runs the Python files of this folder.",
+            "",
+        ]
     if exported.reads_padding:
-        return [
+        lines += [
             f"**`{exported.hf_class}` reads padding:** a padded text is answered otherwise than the text alone, "
             "whatever `attention_mask` says. Give it one text at a time, or texts of equal length.",
             "",
         ]
-    if exported.code:
-        return ["With its `attention_mask`, padded on the right, a text in a batch is answered as the text alone.", ""]
-    return []
+    elif exported.code:
+        lines += ["With its `attention_mask`, padded on the right, a text in a batch is answered as it is alone.", ""]
+    return lines
 
 
 def _scores(trained: runs.Run, workdir: Path) -> list[str]:

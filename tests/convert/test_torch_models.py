@@ -4,6 +4,7 @@ Every row of tests/models/encoders.py whose encoder has a modeling file is teste
 """
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -52,9 +53,10 @@ def modules_cache():
 def random_model(size, mask_mode="exact"):
     """The encoder with its masked-LM head, every parameter random, float64 NumPy; the same in either mask mode."""
     size = dataclasses.replace(size, mask_mode=mask_mode)
-    model = MaskedLM(config.family(size.name).Encoder, size, VOCABULARY, jax.random.key(0))
+    encoder = config.family(size.name).Encoder
+    abstract = jax.eval_shape(lambda: MaskedLM(encoder, size, VOCABULARY, jax.random.key(0)))
     random = np.random.default_rng(1)
-    model = jax.tree.map(lambda x: np.asarray(x, np.float64) + 0.2 * random.normal(size=x.shape), model)
+    model = jax.tree.map(lambda x: 0.2 * random.normal(size=x.shape), abstract)
     tables = {row.ours for row in exporter(size.name).masked_lm(size) if row.transform == "vocabulary"}
     for name, leaf in flatten(model).items():
         if name in tables:
@@ -108,13 +110,18 @@ def theirs(batch, mask=True):
     return given if mask else {name: tensor for name, tensor in given.items() if name != "attention_mask"}
 
 
-def ours(model, batch):
-    """Final states, hidden states and logits, float64 NumPy."""
+@functools.cache
+def ours(size, mask_mode, lengths):
+    """Final states, hidden states and logits of the random model for `batch_of(lengths)`, float64 NumPy."""
+
+    @jax.jit
+    def outputs(model, batch):
+        x_BTD, extras = model.encoder(batch, collect=("hidden_states",))
+        return x_BTD, extras["hidden_states"], model.head(x_BTD, model.encoder.embedding_VD, VOCABULARY)
+
     with jax.enable_x64(True):
-        model = jax.tree.map(jnp.asarray, model)
-        x_BTD, extras = model.encoder({k: jnp.asarray(v) for k, v in batch.items()}, collect=("hidden_states",))
-        logits_BTV = model.head(x_BTD, model.encoder.embedding_VD, VOCABULARY)[..., :VOCABULARY]
-        return np.asarray(x_BTD), np.asarray(extras["hidden_states"]), np.asarray(logits_BTV)
+        x_BTD, states_LBTD, logits_BTV = outputs(random_model(size, mask_mode), batch_of(lengths))
+        return np.asarray(x_BTD), np.asarray(states_LBTD), np.asarray(logits_BTV)[..., :VOCABULARY]
 
 
 def modes(size):
@@ -127,7 +134,7 @@ def test_states_and_logits_are_ours_in_float64(case, lengths):
     batch = batch_of(lengths)
     real_BT = batch["segment_ids_BT"] > 0
     for mask_mode in modes(size):
-        x_BTD, states_LBTD, logits_BTV = ours(random_model(size, mask_mode), batch)
+        x_BTD, states_LBTD, logits_BTV = ours(size, mask_mode, lengths)
         with torch.inference_mode():
             found = load(folder, mask_mode=mask_mode)(**theirs(batch), output_hidden_states=True)
             body = load(folder, "AutoModel", mask_mode=mask_mode)(**theirs(batch)).last_hidden_state
@@ -172,7 +179,7 @@ def test_a_classifier_reads_the_body_and_scores_as_our_head_does(case, auto):
     with jax.enable_x64(True):
         abstract = jax.eval_shape(lambda: head_class(size, LABELS, rngs=nnx.Rngs(0)))
         head = jax.tree.map(jnp.asarray, from_torch(state, rows, abstract))
-        expected = np.asarray(head(jnp.asarray(ours(random_model(size), batch)[0])))
+        expected = np.asarray(head(jnp.asarray(ours(size, "exact", LENGTHS["padded"])[0])))
     real = batch["segment_ids_BT"] > 0 if len(shape) == 2 else slice(None)
     assert logits.shape == (*shape, LABELS) and np.abs(logits - expected)[real].max() <= 1e-9
 
@@ -255,6 +262,7 @@ def test_a_larger_vocabulary_keeps_the_old_words_logits_and_stays_tied(case):
     assert tied == model.config.tie_word_embeddings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auto", ["AutoModelForMaskedLM", *HEADS])
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_a_trainer_trains_and_what_it_saves_loads(name, auto, tmp_path):
@@ -304,7 +312,7 @@ def test_transformers_4_57_loads_saves_and_computes_the_same(case, tmp_path):
     done = subprocess.run([OLD, script, folder, tmp_path], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4.57.")
-    logits_BTV, real_BT = ours(random_model(size), batch)[2], batch["segment_ids_BT"] > 0
+    logits_BTV, real_BT = ours(size, "exact", LENGTHS["padded"])[2], batch["segment_ids_BT"] > 0
     assert np.abs(np.load(tmp_path / "logits.npy") - logits_BTV)[real_BT].max() <= 1e-9
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     for name, array in load_file(folder / "model.safetensors").items():
