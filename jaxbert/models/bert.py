@@ -14,7 +14,7 @@ from jaxbert.config import Model
 from jaxbert.errors import BadInput
 from jaxbert.models import heads, layers, stack
 from jaxbert.models.embeddings import Embeddings
-from jaxbert.ops.attention.reference import attention
+from jaxbert.ops.attention.api import dot_product_attention
 from jaxbert.ops.dropout import dropout
 
 
@@ -100,7 +100,9 @@ class Block(nnx.Module):
             x_BTD = layers.take_positions(x_BTD, positions_BP)
             q_segment_ids_BT = jnp.take_along_axis(k_segment_ids_BS, positions_BP, axis=1)
         q_BTNH = layers.project(x_BTD, self.query_DNH, self.query_bias_NH)
-        a_BTNH = attention(q_BTNH, k_BSNH, v_BSNH, q_segment_ids_BT, k_segment_ids_BS, dropout_rate=rate, key=keys[0])
+        a_BTNH = dot_product_attention(
+            q_BTNH, k_BSNH, v_BSNH, q_segment_ids_BT, k_segment_ids_BS, dropout_rate=rate, key=keys[0]
+        )
         a_BTD = layers.project(a_BTNH, self.output_NHD, self.output_bias_D, axes=2)
         x_BTD = self.attention_norm(x_BTD + dropout(a_BTD, config.hidden_dropout, keys[1]))
         f_BTF = layers.ACTIVATIONS[config.activation](layers.project(x_BTD, self.up_DF, self.up_bias_F))

@@ -1,13 +1,30 @@
-"""Attention within segments: what a token sees, to the last bit, and what it does not."""
+"""Attention within segments: what a token sees, to the last bit, and what it does not; every implementation."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.test_util import check_grads
 
-from jaxbert.ops.attention.reference import attention
+from jaxbert.models.stack import REMATERIALIZE
+from jaxbert.ops.attention import api, reference, xla_chunked
 
 B, N, H = 2, 3, 8
 KEY = jax.random.key(0)
+Attention = Callable[..., jax.Array]
+
+
+@pytest.fixture(params=["reference", "xla_chunked"])
+def attention(request: pytest.FixtureRequest) -> Attention:
+    """An implementation; the blocks are smaller than the rows, whose lengths they do not divide."""
+    if request.param == "xla_chunked":
+        return functools.partial(xla_chunked.attention, block=4)
+    return api.IMPLEMENTATIONS[request.param]
 
 
 def qkv(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -19,7 +36,7 @@ def segments(*lengths: int, padding: int = 0) -> jax.Array:
     return jnp.tile(jnp.array(ids, jnp.int32), (B, 1))
 
 
-def test_it_is_softmax_of_scaled_scores_times_values() -> None:
+def test_it_is_softmax_of_scaled_scores_times_values(attention: Attention) -> None:
     q, k, v = (np.asarray(x, np.float64) for x in qkv(5))
     scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(H)
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
@@ -27,7 +44,7 @@ def test_it_is_softmax_of_scaled_scores_times_values() -> None:
     np.testing.assert_allclose(attention(*qkv(5), segments(5), segments(5)), expected, atol=2e-6)
 
 
-def test_two_segments_in_a_row_give_what_each_gives_alone() -> None:
+def test_two_segments_in_a_row_give_what_each_gives_alone(attention: Attention) -> None:
     q, k, v = qkv(9)
     together = attention(q, k, v, segments(4, 5), segments(4, 5))
     for part, length in ((slice(0, 4), 4), (slice(4, 9), 5)):
@@ -35,7 +52,7 @@ def test_two_segments_in_a_row_give_what_each_gives_alone() -> None:
         np.testing.assert_allclose(together[:, part], alone, atol=1e-6)
 
 
-def test_gradients_across_segments_are_exactly_zero() -> None:
+def test_gradients_across_segments_are_exactly_zero(attention: Attention) -> None:
     ids = segments(4, 5)
     first = lambda q, k, v: jnp.sum(attention(q, k, v, ids, ids)[:, :4] ** 2)  # noqa: E731
     for gradient in jax.grad(first, argnums=(0, 1, 2))(*qkv(9)):
@@ -43,48 +60,166 @@ def test_gradients_across_segments_are_exactly_zero() -> None:
         assert np.all(np.abs(np.asarray(gradient[:, :4])).sum((1, 3)) > 0)
 
 
-def test_the_first_token_sees_the_last_of_its_own_segment() -> None:
+def test_the_first_token_sees_the_last_of_its_own_segment(attention: Attention) -> None:
     ids = segments(4, 5)
     gradient = jax.grad(lambda v: jnp.sum(attention(*qkv(9)[:2], v, ids, ids)[:, 4]))(qkv(9)[2])
     assert np.all(np.asarray(gradient[:, 8]) != 0)
 
 
-def test_what_padding_holds_changes_no_real_output() -> None:
+def test_what_padding_holds_changes_no_real_output(attention: Attention) -> None:
     q, k, v = qkv(9)
     ids = segments(6, padding=3)
     changed = [x.at[:, 6:].set(1e4) for x in (q, k, v)]
     np.testing.assert_array_equal(attention(q, k, v, ids, ids)[:, :6], attention(*changed, ids, ids)[:, :6])
 
 
-def test_padding_alone_gives_finite_numbers_and_gradients() -> None:
-    ids = segments(padding=4)
-    output, gradient = jax.value_and_grad(lambda q: jnp.sum(attention(q, *qkv(4)[1:], ids, ids)))(qkv(4)[0])
+def test_padding_alone_gives_finite_numbers_and_gradients(attention: Attention) -> None:
+    ids = segments(padding=6)
+    output, gradient = jax.value_and_grad(lambda q: jnp.sum(attention(q, *qkv(6)[1:], ids, ids)))(qkv(6)[0])
     assert np.isfinite(output) and np.all(np.isfinite(gradient))
 
 
-def test_fewer_queries_than_keys_give_the_rows_of_the_whole() -> None:
+def test_a_query_whose_segment_has_no_key_gives_finite_numbers_and_gradients(attention: Attention) -> None:
+    value = lambda q, k, v: jnp.sum(attention(q, k, v, segments(4, 2), segments(padding=6)) ** 2)  # noqa: E731
+    output, gradients = jax.value_and_grad(value, argnums=(0, 1, 2))(*qkv(6))
+    assert np.isfinite(output) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+def test_fewer_queries_than_keys_give_the_rows_of_the_whole(attention: Attention) -> None:
     q, k, v = qkv(9)
     ids, rows = segments(4, 5), jnp.array([7, 0, 4])
     whole = attention(q, k, v, ids, ids)
     np.testing.assert_allclose(attention(q[:, rows], k, v, ids[:, rows], ids), whole[:, rows], atol=1e-6)
 
 
-def test_large_scores_do_not_overflow() -> None:
+def test_large_scores_do_not_overflow(attention: Attention) -> None:
     q, k, v = qkv(5)
-    assert np.all(np.isfinite(attention(q * 1e3, k * 1e3, v, segments(5), segments(5))))
+    value = lambda q: jnp.sum(attention(q * 1e3, k * 1e3, v, segments(5), segments(5)))  # noqa: E731
+    output, gradient = jax.value_and_grad(value)(q)
+    assert np.isfinite(output) and np.all(np.isfinite(gradient))
 
 
-def test_dropout_keeps_the_expectation() -> None:
+def test_dropout_keeps_the_expectation(attention: Attention) -> None:
     q, k, v = qkv(6)
     draw = jax.jit(jax.vmap(lambda key: attention(q, k, v, segments(6), segments(6), dropout_rate=0.2, key=key)))
     mean = np.mean(draw(jax.random.split(KEY, 4000)), axis=0)
     np.testing.assert_allclose(mean, attention(q, k, v, segments(6), segments(6)), atol=0.05)
 
 
-def test_scores_and_softmax_of_bfloat16_run_in_float32() -> None:
+def test_dropout_of_0_and_no_key_change_no_bit(attention: Attention) -> None:
+    plain = attention(*qkv(6), segments(6), segments(6))
+    for arguments in ({"dropout_rate": 0.0, "key": KEY}, {"dropout_rate": 0.5, "key": None}):
+        np.testing.assert_array_equal(attention(*qkv(6), segments(6), segments(6), **arguments), plain)
+
+
+def test_gradients_with_dropout_are_the_derivative_of_what_was_drawn(attention: Attention) -> None:
+    with jax.enable_x64(True):
+        given = [jnp.asarray(np.asarray(x), jnp.float64) for x in qkv(9)]
+        ids = segments(5, 3, padding=1)
+        check_grads(
+            lambda q, k, v: attention(q, k, v, ids, ids, dropout_rate=0.3, key=KEY),
+            given,
+            order=1,
+            modes=["rev"],
+            atol=1e-6,
+            rtol=1e-6,
+        )
+
+
+def test_scores_and_softmax_of_bfloat16_run_in_float32(attention: Attention) -> None:
     q, k, v = (x.astype(jnp.bfloat16) for x in qkv(6))
     ids = segments(6)
     exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)), ids, ids)
     output = attention(q, k, v, ids, ids)
     assert output.dtype == jnp.bfloat16
     np.testing.assert_allclose(output.astype(jnp.float32), exact, atol=0.03)
+
+
+# Blocks against the reference
+
+
+def value_and_gradients(attention: Attention, dtype: str, queries: int, keys: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    q, k, v, g = (
+        jnp.asarray(random.normal(size=(B, length, N, H)), dtype) for length in (queries, keys, keys, queries)
+    )
+    k_ids = np.sort(random.integers(1, 5, (B, keys)), axis=1)  # segments of uneven lengths, padding behind the second
+    k_ids[1, -keys // 3 :] = 0
+    q_ids = np.take_along_axis(k_ids, random.integers(0, keys, (B, queries)), axis=1)
+    output, pull = jax.vjp(lambda q, k, v: attention(q, k, v, jnp.asarray(q_ids), jnp.asarray(k_ids)), q, k, v)
+    return [np.asarray(x) for x in (output, *pull(g))]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-13), ("float32", 5e-6)])
+@pytest.mark.parametrize("queries, keys", [(1, 1), (9, 9), (32, 32), (3, 33), (61, 61)])
+@pytest.mark.parametrize("block", [4, 16, 512])
+def test_values_and_gradients_in_blocks_are_the_references(
+    block: int, queries: int, keys: int, dtype: str, tolerance: float
+) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        chunked = functools.partial(xla_chunked.attention, block=block)
+        for ours, expected in zip(
+            value_and_gradients(chunked, dtype, queries, keys),
+            value_and_gradients(reference.attention, dtype, queries, keys),
+            strict=True,
+        ):
+            assert ours.dtype == dtype and ours.shape == expected.shape
+            assert np.abs(ours - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
+
+
+def temporary_bytes(attention: Attention, length: int, policy: str) -> int:
+    """Of forward and backward, with what the policy keeps."""
+    shape, ids = jax.ShapeDtypeStruct((1, length, 1, 16), "float32"), jax.ShapeDtypeStruct((1, length), "int32")
+    dropping = functools.partial(attention, dropout_rate=0.1, key=KEY)
+    kept = jax.checkpoint(dropping, policy=REMATERIALIZE[policy])
+    gradient = jax.grad(lambda q, k, v, ids: jnp.sum(kept(q, k, v, ids, ids) ** 2), argnums=(0, 1, 2))
+    return jax.jit(gradient).lower(shape, shape, shape, ids).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("policy", REMATERIALIZE)
+def test_memory_in_blocks_grows_with_the_length_and_not_with_its_square(policy: str) -> None:
+    half, whole = (temporary_bytes(xla_chunked.attention, length, policy) for length in (2048, 4096))
+    assert whole < 2.2 * half
+    assert whole < temporary_bytes(reference.attention, 4096, policy) / 8
+
+
+def products(program: Any) -> int:
+    """Matrix products in the text of a program, in that of its loops' bodies too."""
+    inside = sum(products(part) for equation in program.eqns for part in jaxprs_in_params(equation.params))
+    return inside + sum(equation.primitive.name == "dot_general" for equation in program.eqns)
+
+
+@pytest.mark.parametrize("policy, count", [("none", 2 + 5), ("dots", 2 + 5), ("full", 2 + 2 + 5)])
+def test_the_backward_pass_repeats_the_forward_pass_only_where_nothing_may_be_kept(policy: str, count: int) -> None:
+    attention = jax.checkpoint(functools.partial(xla_chunked.attention, block=4), policy=REMATERIALIZE[policy])
+    q, *others = *qkv(9), segments(4, 5), segments(4, 5)
+    program = jax.make_jaxpr(jax.grad(lambda q: jnp.sum(attention(q, *others))))(q)
+    assert products(program.jaxpr) == count
+
+
+# The choice
+
+
+def test_none_takes_what_choose_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in api.IMPLEMENTATIONS:
+        called = []
+        monkeypatch.setattr(api, "choose", lambda T, S, name=name: name)
+        monkeypatch.setitem(api.IMPLEMENTATIONS, name, lambda q, *_, called=called, **__: called.append(q) or q)
+        api.dot_product_attention(*qkv(5), segments(5), segments(5))
+        assert len(called) == 1
+
+
+def test_short_rows_take_the_reference_and_long_ones_blocks() -> None:
+    assert [api.choose(T, T) for T in (8, 128, 8192, 32768)] == ["reference"] * 2 + ["xla_chunked"] * 2
+
+
+@pytest.mark.parametrize("name", api.IMPLEMENTATIONS)
+def test_every_implementation_can_be_named(name: str) -> None:
+    ids = segments(4, 5)
+    named = api.dot_product_attention(*qkv(9), ids, ids, implementation=name)
+    np.testing.assert_allclose(named, reference.attention(*qkv(9), ids, ids), atol=1e-6)
+
+
+def test_an_implementation_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="no implementation 'flash' of attention; there are reference, xla_chunked"):
+        api.dot_product_attention(*qkv(5), segments(5), segments(5), implementation="flash")

@@ -1,0 +1,102 @@
+"""Speed and memory of attention, forward and backward, by length: where `choose` should pass from one to the other.
+
+    python tools/bench_attention.py [--lengths 128 512 2048] [--dropout=0.1] [--block 256 512] [--json=FILE]
+
+Every implementation of ours, and jax.nn.dot_product_attention (without dropout, which it lacks), on full rows of one
+document. A batch holds the same number of tokens at every length. Contestants take turns, a call each; tokens a second
+are the median of these, ratios are taken call by call. Memory is what the compiled program holds beside its arguments.
+"""
+
+import argparse
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from bench_train import machine, measure, show
+
+from jaxbert.ops.attention import api, xla_chunked
+
+HEADS, HEAD_SIZE = 4, 64
+
+
+def contestants(dropout: float, blocks: list[int]) -> dict[str, Callable[..., jax.Array]]:
+    """By name: functions of (q, k, v, segment ids of both) as in `api`."""
+    arguments = {"dropout_rate": dropout, "key": jax.random.key(0)} if dropout else {}
+    named = {name: functools.partial(call, **arguments) for name, call in api.IMPLEMENTATIONS.items()}
+    for block in blocks:
+        named[f"xla_chunked {block}"] = functools.partial(xla_chunked.attention, block=block, **arguments)
+    if not dropout:
+        named["jax.nn"] = lambda q, k, v, q_ids, k_ids: jax.nn.dot_product_attention(
+            q, k, v, mask=(q_ids[:, :, None] == k_ids[:, None, :])[:, None], implementation="xla"
+        )
+    return named
+
+
+def compiled(attention: Callable[..., jax.Array], batch: int, length: int, dtype: str) -> tuple[Any, Any]:
+    """Forward and backward of it, and its arguments."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    q, k, v, g = (jax.random.normal(key, (batch, length, HEADS, HEAD_SIZE), dtype) for key in keys)
+    ids = jnp.ones((batch, length), jnp.int32)
+
+    def both(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array, ids: jax.Array) -> Any:
+        output, pull = jax.vjp(lambda q, k, v: attention(q, k, v, ids, ids), q, k, v)
+        return output, pull(g)
+
+    arguments = (q, k, v, g, ids)
+    return jax.jit(both).lower(*arguments).compile(), arguments
+
+
+def bench(length: int, tokens: int, calls: int, dtype: str, named: dict[str, Any]) -> list[dict[str, Any]]:
+    """One length: a line for each contestant, and how much slower than ours best the chosen one is."""
+    batch = max(1, tokens // length)
+    programs = {name: compiled(attention, batch, length, dtype) for name, attention in named.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(calls + 1):
+        for name, (program, arguments) in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(*arguments))
+            if turn:  # the first call warms up
+                seconds[name].append(time.perf_counter() - start)
+    lines = []
+    for name, (program, _) in programs.items():
+        lines.append(measure(f"T={length}: {name}", [batch * length / s for s in seconds[name]], "tokens/s"))
+        memory = program.memory_analysis().temp_size_in_bytes / 2**20
+        lines.append(measure(f"T={length}: {name}, temporaries", [memory], "MiB"))
+    chosen, ours = api.choose(length, length), list(api.IMPLEMENTATIONS)
+    best = min(ours, key=lambda name: sorted(seconds[name])[calls // 2])
+    ratio = [theirs / mine for theirs, mine in zip(seconds[best], seconds[chosen], strict=True)]
+    lines.append(measure(f"T={length}: chosen ({chosen}) / best of ours ({best})", ratio, "ratio", 0.9))
+    return lines
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
+    parser.add_argument("--calls", type=int, default=7)
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--block", type=int, nargs="*", default=[], help="further sizes of xla_chunked's blocks")
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    print(f"{jax.devices()[0].device_kind}, {HEADS} heads of {HEAD_SIZE}, {flags.tokens} tokens, {flags.dtype}")
+    print(f"{'':70s} {'median':>10s}  {'low':>10s}  {'high':>10s}")
+    for dropout in flags.dropout:
+        for length in flags.lengths:
+            lines = bench(length, flags.tokens, flags.calls, flags.dtype, contestants(dropout, flags.block))
+            lines = [{**line, "name": f"dropout {dropout}, {line['name']}"} for line in lines]
+            show(lines)
+            results += lines
+    if flags.json:
+        flags.json.write_text(json.dumps({**machine(), "measures": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
