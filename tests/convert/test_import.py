@@ -18,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbert import errors, evaluate, export, runs
 from jaxbert.convert import __main__ as command
+from jaxbert.convert import exporter
 from jaxbert.convert.key_map import flatten
 from jaxbert.data.tokenizer import SPECIAL, TextTokenizer
+from tests.models.encoders import SMALL
 
 torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
 
@@ -141,6 +143,39 @@ def test_a_native_convbert_is_verified_row_by_row_and_its_card_warns(tmp_path, m
         transformers.ConvBertForMaskedLM
     )
     assert equal(first, imported(tmp_path / "native", tmp_path / "again"))
+
+
+@pytest.fixture(scope="module")
+def convbert_run(tmp_path_factory):
+    """Imported weights whose export carries code."""
+    place = tmp_path_factory.mktemp("convbert")
+    imported(make_source("convbert", place / "source"), place / "run")
+    return place / "run"
+
+
+def test_verifying_an_export_with_code_leaves_none_of_it_in_the_users_cache(convbert_run, tmp_path, monkeypatch):
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    path = list(sys.path)
+    export.export(convbert_run, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").glob("*.py")} == {"common.py", "modeling_convbert.py"}
+    assert not (tmp_path / "cache").exists() and sys.path == path
+    assert dynamic_module_utils.HF_MODULES_CACHE == str(tmp_path / "cache")
+    assert not [name for name in sys.modules if name.startswith("transformers_modules")]
+
+
+def test_an_earlier_export_with_code_is_replaced_and_one_with_another_file_is_not(convbert_run, tmp_path):
+    for _ in range(2):
+        export.export(convbert_run, tmp_path / "out", verify=False)
+    (tmp_path / "out" / "mine.py").write_text("")
+    with pytest.raises(errors.BadInput, match="not an unchanged export"):
+        export.export(convbert_run, tmp_path / "out", verify=False)
+
+
+def test_native_is_refused_where_transformers_has_no_class():
+    with pytest.raises(errors.BadInput, match="--native: transformers has no class for gmlp"):
+        export._carried(exporter("gmlp_base"), SMALL["gmlp"], native=True)
 
 
 def test_rows_of_the_table_that_no_token_has_become_reserved_entries(bert, tmp_path, capsys):
