@@ -65,8 +65,11 @@ def convert(
     module = importer(model.name)
     rows = module.masked_lm(model)
     vocab_size = _vocabulary(state, rows)
+    if model.num_layers > len(state):
+        raise BadInput(f"config.json: {model.num_layers} layers, but the source has only {len(state)} tensors")
     temporary = workdir.with_name(f".{workdir.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in workdir.parent.glob(f".{workdir.name}.tmp-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         reserved = import_tokenizer(Path(tokenizer) if tokenizer else folder, temporary / "tokenizer", vocab_size)

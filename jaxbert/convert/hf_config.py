@@ -53,6 +53,8 @@ def translate(
             value = float(value)
         if type(value) is not wanted:
             problems.append(f"{name}={value!r} is no {wanted.__name__}")
+        elif wanted is int and value < 1:
+            problems.append(f"{name}={value!r} is not positive")
         elif name in values and value not in values[name]:
             problems.append(f"{name}={value!r} (here: {', '.join(map(str, values[name]))})")
         else:

@@ -153,8 +153,8 @@ def published_names(state: Iterable[str]) -> dict[str, str]:
 def from_hf_config(given: dict[str, Any]) -> Config:
     """Our configuration for a config.json, published or of our export, every field given.
 
-    Published weights come in as mask_mode "exact": they answer as published where there is no padding, and
-    independently of it where there is. Raises BadInput naming fields that we do not support.
+    A config.json without mask_mode is read as "exact"; the import command then takes "reference", with which published
+    weights were trained (convert/__main__.py). Raises BadInput naming fields that we do not support.
     """
     if "long_conv_l_max" not in given:
         raise BadInput("config.json: has no long_conv_l_max, the length of the filters: it is not that of an M2-BERT")

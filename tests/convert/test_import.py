@@ -550,6 +550,13 @@ BAD = {
         r"not supported: rotary_dim=4 \(not known here\)",
     ),
     "a size of another type": (change(num_hidden_layers="2"), "num_hidden_layers='2' is no int"),
+    "no layers": (change(num_hidden_layers=0), "num_hidden_layers=0 is not positive"),
+    "more layers than memory": (change(num_hidden_layers=10**9), "1000000000 layers, but the source has only"),
+    "heads that do not divide the width": (change(num_attention_heads=5), "5 does not divide model.hidden_size 24"),
+    "JSON too deep to read": (
+        lambda folder: (folder / "config.json").write_text("[" * 100_000),
+        "config.json: is not JSON",
+    ),
     "two unsupported fields": (change(is_decoder=True, hidden_act="mish"), "hidden_act='mish'.*is_decoder=True"),
     "another architecture": (change(model_type="roberta"), "model_type='roberta' is not supported"),
     "one that nobody publishes": (change(model_type="gmlp"), "gmlp cannot be imported"),
