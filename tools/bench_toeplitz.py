@@ -33,8 +33,9 @@ CONTESTANTS = {
 
 @functools.partial(jax.jit, static_argnames=("one_document", "implementation"))
 def step(weights_O: Any, v_BTC: Any, ids_BT: Any, slope_BTC: Any, **chosen: Any) -> Any:
-    """The product and both gradients."""
-    y_BTC, pull = jax.vjp(lambda w, v: toeplitz_product(w, v, ids_BT, **chosen), weights_O, v_BTC)
+    """The product and both gradients; as in our encoders, the forward pass keeps its result and no spectrum."""
+    product = jax.checkpoint(lambda w, v: toeplitz_product(w, v, ids_BT, **chosen))
+    y_BTC, pull = jax.vjp(product, weights_O, v_BTC)
     return y_BTC, pull(slope_BTC)
 
 

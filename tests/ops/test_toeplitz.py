@@ -8,7 +8,7 @@ import pytest
 from jaxbert.ops.toeplitz.api import choose, toeplitz_product
 from jaxbert.ops.toeplitz.fft import fast_size
 
-B, C = 2, 3
+B, C = 2, 6  # rows longer and shorter than C
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6}  # of the largest value
 FAST = pytest.mark.parametrize("implementation", ["gathered", "fft"])
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE)
