@@ -38,6 +38,7 @@ import numpy as np
 from bench_train import machine, measure, show
 
 from jaxbert import config, objectives, optim, train
+from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.masking import predictions
 
 ENCODERS = ("bert", "convbert", "gmlp", "m2", "hypermixer")
@@ -178,11 +179,11 @@ def filter_flops(settings: Any) -> float:
     return 3.0 * model.num_layers * (networks + transforms)
 
 
-def compile_step(settings: Any, attention: str | None = None) -> Step:
-    """`make_update` compiled for the made-up batch, with the attention of that name."""
+def compile_step(settings: Any, attention: str | None = None, batch: dict[str, jax.Array] | None = None) -> Step:
+    """`make_update` compiled for a batch (None: the made-up one), with the attention of that name."""
     objective, optimizer = objective_of(settings), optim.make_optimizer(settings.optimizer)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, 1000)
-    init, batch = functools.partial(train.initial_state, objective, optimizer), made_up_batch(settings)
+    init, batch = functools.partial(train.initial_state, objective, optimizer), batch or made_up_batch(settings)
     abstract = jax.eval_shape(init, jax.random.key(0))
     update = jax.jit(train.make_update(objective, optimizer, schedule, settings), donate_argnums=0)
     with forced(attention):
@@ -391,6 +392,8 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=12.0, help="GiB; a step that needs more is not run")
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
+    if computes_on_cpu():  # as the loop does
+        keep_freed_memory()
     results: list[dict[str, Any]] = []
     ratios = {}
 

@@ -1,12 +1,13 @@
 """What packing costs HyperMixer's mixing: several documents a row beside one, forward and backward.
 
     python tools/bench_segment_mixing.py [--length=512] [--width=256] [--tokens=8192] [--documents 1 2 4 8 16]
-                                         [--block 32 64 128] [--json=FILE]
+                                         [--layers=4] [--block 32 64 128] [--json=FILE]
 
 Contestants, at the same number of real tokens: rows filled by one document ("products", the least that mixing costs);
 rows of so many documents of random lengths ("by_length"); and the same documents one a row, each padded to the shortest
 of the lengths T, T/2, T/4, T/8 that holds it, as rows of one document are read. They take turns; tokens a second are
-medians, ratios are taken turn by turn. k is four times the width, two heads.
+medians, ratios are taken turn by turn. k is four times the width, two heads. `--layers`: beside it a whole training
+step of an encoder of that width and so many blocks, on rows of so many documents and on full rows of one (0: not).
 """
 
 import argparse
@@ -20,8 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_encoders import compile_step, made_up_batch, recipe
 from bench_train import machine, measure, show
 
+from jaxbert.allocator import computes_on_cpu, keep_freed_memory
+from jaxbert.data.source import position_ids
 from jaxbert.models.layers import gelu
 from jaxbert.ops.segment_mixing import by_length, products
 
@@ -67,32 +71,57 @@ def single_ids(lengths: list[np.ndarray], length: int) -> list[np.ndarray]:
     ]
 
 
+def race(contestants: dict[str, Callable[[], Any]], turns: int, tokens: int) -> dict[str, list[float]]:
+    """Tokens a second of each, turn by turn."""
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(turns + 1):
+        for name, call in contestants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn:  # the first warms up
+                speeds[name].append(tokens / (time.perf_counter() - start))
+    return speeds
+
+
+def ratio(title: str, speeds: dict[str, list[float]], mine: str, other: str) -> dict[str, Any]:
+    """A line of the table."""
+    ratios = [a / b for a, b in zip(speeds[mine], speeds[other], strict=True)]
+    return measure(f"{title}: {mine} / {other}", ratios, "ratio")
+
+
 def bench(documents: int, flags: argparse.Namespace) -> list[dict[str, Any]]:
     """One number of documents a row: tokens a second of every contestant, and what packing costs."""
-    rows = max(1, flags.tokens // flags.length)
-    lengths = lengths_of(documents, rows, flags.length)
+    rows, T = max(1, flags.tokens // flags.length), flags.length
+    lengths, title = lengths_of(documents, rows, T), f"{documents} documents in {T}"
     make = functools.partial(program, width=flags.width, dtype=flags.dtype)
-    contestants = {
-        "one document of T": [make(products.segment_mixing, np.ones((rows, flags.length), np.int32))],
-        "the same, one a row": [make(products.segment_mixing, ids) for ids in single_ids(lengths, flags.length)],
+    singles = [make(products.segment_mixing, ids) for ids in single_ids(lengths, T)]
+    contestants: dict[str, Callable[[], Any]] = {
+        "one of T": make(products.segment_mixing, np.ones((rows, T), np.int32)),
+        "one a row": lambda: [call() for call in singles],
     }
-    for block in flags.block:
+    for block in flags.block or [by_length.block_for(T)]:
         mixing = functools.partial(by_length.segment_mixing, block=block)
-        contestants[f"packed, blocks of {block}"] = [make(mixing, packed_ids(lengths))]
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(flags.turns + 1):
-        for name, calls in contestants.items():
-            start = time.perf_counter()
-            jax.block_until_ready([call() for call in calls])
-            if turn:  # the first warms up
-                speeds[name].append(rows * flags.length / (time.perf_counter() - start))
-    title, lines = f"{documents} documents in {flags.length} tokens", []
-    lines += [measure(f"{title}: {name}", values, "tokens/s") for name, values in speeds.items()]
-    packed = f"packed, blocks of {by_length.BLOCK if by_length.BLOCK in flags.block else flags.block[0]}"
-    for other in ("one document of T", "the same, one a row"):
-        ratios = [mine / theirs for mine, theirs in zip(speeds[packed], speeds[other], strict=True)]
-        lines.append(measure(f"{title}: {packed} / {other}", ratios, "ratio"))
+        contestants[f"packed by {block}"] = make(mixing, packed_ids(lengths))
+    speeds = race(contestants, flags.turns, rows * T)
+    lines = [measure(f"{title}: {name}", values, "tokens/s") for name, values in speeds.items()]
+    for packed in [name for name in speeds if name.startswith("packed")]:
+        lines += [ratio(title, speeds, packed, other) for other in ("one of T", "one a row")]
     return lines
+
+
+def bench_step(documents: int, flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """A training step on rows of so many documents beside one on full rows of one."""
+    T, title = flags.length, f"step, {documents} documents in {flags.length}"
+    flags = argparse.Namespace(**vars(flags), vocabulary=8192)
+    settings = recipe("hypermixer", flags.width, flags.layers, T, flags)
+    batch = made_up_batch(settings)
+    ids_BT = packed_ids(lengths_of(documents, settings.train.batch_size, T))
+    packed = {name: array for name, array in batch.items() if name != "length_B"}
+    packed |= {"segment_ids_BT": jnp.asarray(ids_BT)[None], "position_ids_BT": jnp.asarray(position_ids(ids_BT))[None]}
+    steps = {"packed": compile_step(settings, batch=packed), "one of T": compile_step(settings, batch=batch)}
+    speeds = race({name: step.run for name, step in steps.items()}, flags.turns, ids_BT.size)
+    lines = [measure(f"{title}: {name}", values, "tokens/s") for name, values in speeds.items()]
+    return [*lines, ratio(title, speeds, "packed", "one of T")]
 
 
 def main() -> None:
@@ -102,16 +131,19 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="D")
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
     parser.add_argument("--documents", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of a row")
-    parser.add_argument("--block", type=int, nargs="+", default=[by_length.BLOCK])
+    parser.add_argument("--block", type=int, nargs="*", default=[], help="default: by_length.block_for")
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
+    if computes_on_cpu():  # as the loop does
+        keep_freed_memory()
     results: list[dict[str, Any]] = []
     print(f"{jax.devices()[0].device_kind}, width {flags.width}, {flags.tokens} tokens, {flags.dtype}")
     print(f"{'mixing and gradients':70s} {'median':>10s}  {'low':>10s}  {'high':>10s}")
     for documents in flags.documents:
-        lines = bench(documents, flags)
+        lines = bench(documents, flags) + (bench_step(documents, flags) if flags.layers else [])
         show(lines)
         results += lines
     if flags.json:

@@ -12,7 +12,8 @@ ours:
 - The embedding is the word table and a norm, which gives a token one unit beside the blocks' outputs. No position
   table: each block's hypernetwork adds sinusoids to its own input. No token types.
 - `position_table` "standard" (SpeechBrain's) by default. "idiap" multiplies x by √D first, which was made for
-  embeddings of scale 1/√D; here x comes out of a norm, and positions would be 1/(2D + 1) of the input's variance.
+  embeddings of scale 1/√D; here x comes out of a norm, and positions are 1/(2D + 1) of the input's variance. (The same
+  500 steps with it: 5.90, one seed each.)
 - The masked-LM head is BERT's.
 
 Initial scale. The published code draws the hypernetworks with Xavier's rule on a stack of head matrices, of which
