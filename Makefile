@@ -12,6 +12,9 @@ FILLS_SV := --fill "Han gick [MASK] huset." --fill "Det var en [MASK] dag." --fi
 RUN ?= $(if $(findstring demo_gl,$(RECIPE)),demo,$(basename $(notdir $(RECIPE))))
 FILLS ?= $(if $(findstring demo_gl,$(RECIPE)),$(FILLS_GL),$(FILLS_SV))
 
+# A test process a core: most of the time is compiling.
+WORKERS := --numprocesses=auto --dist=worksteal
+
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/ready
@@ -21,10 +24,10 @@ demo: $(VENV)/ready
 	$(BIN)/python -m jaxbert.export --workdir=runs/$(RUN) --out=exported/$(RUN)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-slow: $(VENV)/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(WORKERS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
