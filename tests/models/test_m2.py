@@ -86,7 +86,8 @@ def test_rows_of_several_documents_and_rows_longer_than_the_filters_are_refused(
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"blocks": 5}, "model.blocks: 5 must divide model.hidden_size 24 and model.feed_forward_size 32"),
+        ({"blocks": 3}, "model.blocks: 3 must be even .* and divide model.hidden_size 24"),
+        ({"feed_forward_size": 30}, "model.blocks: 4 must be even .* and divide .* model.feed_forward_size 30"),
         ({"filter_features": 4}, "model.filter_features: 4; it must be odd"),
     ],
 )
@@ -185,9 +186,9 @@ def test_the_gate_reads_the_first_two_blocks_and_pairs_them_with_the_last_two() 
     reached_FD = np.asarray(jax.jacobian(layer.gate)(a_D)).reshape(2, 16, 4, 6)  # halves of F × blocks of D
     reached = np.abs(reached_FD).max(axis=(1, 3)) > 0
     np.testing.assert_array_equal(reached, [[True, False, True, False], [False, True, False, True]])
-    first = np.asarray(m2.block_diagonal(a_D, layer.gated_GFD[...])[:32])
-    np.testing.assert_allclose(first[:16], layer.gated_GFD[0] @ a_D[:6], atol=1e-6)
-    np.testing.assert_allclose(first[16:], layer.gated_GFD[1] @ a_D[6:12], atol=1e-6)
+    products = m2.block_products(a_D, layer.gated_GFD[...])
+    for g, product in enumerate(products):
+        np.testing.assert_allclose(product, layer.gated_GFD[g] @ a_D[6 * g : 6 * g + 6], atol=1e-6)
 
 
 # Counts of operations

@@ -1,5 +1,7 @@
 """The bidirectional long convolution: its definition, and that every implementation computes it."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +104,38 @@ def test_by_default_it_is_what_choose_says() -> None:
 def test_operations_count_matrix_products_and_transforms() -> None:
     assert api.flops(4) == 2 * 4 * 4
     assert api.flops(4096) == 2 * 2.5 * 8192 * 13 + 6 * 4096
+
+
+SHARDED = """
+import jax; jax.config.update('jax_num_cpu_devices', 4)
+import jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxbert.config import Sharding
+from jaxbert.ops.long_conv.api import long_conv
+from jaxbert.sharding import batch_sharding, make_mesh
+random = np.random.default_rng(0)
+arrays = [random.normal(size=shape).astype("float32") for shape in ((8, 40, 6), (40, 6), (40, 6), (6,))]
+
+def loss(*given):
+    return jnp.sum(long_conv(*given, implementation="fft") ** 2)
+
+one = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*arrays)
+for sizes in ((2, 2, 1), (1, 2, 2)):
+    mesh = make_mesh(Sharding(*sizes), 8)
+    with jax.set_mesh(mesh):
+        whole = NamedSharding(mesh, PartitionSpec())
+        split = [jax.device_put(x, batch_sharding(mesh) if x.ndim == 3 else whole) for x in arrays]
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(*split).compile()
+        if sizes[2] == 1:
+            assert " all-gather(" not in step.as_text()
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(step(*split)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()))
+"""
+
+
+def test_devices_transform_their_own_rows_alone() -> None:
+    # A process of its own: the number of CPU devices is fixed when jax starts.
+    subprocess.run([sys.executable, "-c", SHARDED], check=True, timeout=300)
 
 
 def test_what_does_not_fit_the_row_is_refused() -> None:
