@@ -329,9 +329,7 @@ class ConvBert(nnx.Module):
         config = self.config
         reads_padding = config.mask_mode == "reference"
         if reads_padding:
-            layers.require_one_document(
-                batch, 'model.mask_mode "reference" lets the convolutions read what stands beside a document'
-            )
+            layers.require_one_document(batch, "model.mask_mode 'reference' reads padding as the published code does")
         dtype = dtype or self.embeddings.word_VD[...].dtype
         x_BTD = self.embedding_norm(self.embeddings(batch, dtype))
         embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
