@@ -13,8 +13,8 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3), malloc.h of g
 def computes_on_cpu() -> bool:
     """Whether jax can only mean the CPU here, told without starting a backend: no accelerator's plugin is installed, or
     JAX_PLATFORMS says "cpu"."""
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms == "cpu"
+    if platforms := jax.config.jax_platforms:  # type: ignore[attr-defined]
+        return platforms == "cpu"
     return not importlib.metadata.entry_points(group="jax_plugins") and not importlib.util.find_spec("libtpu")
 
 

@@ -139,6 +139,10 @@ def count_parameters(model: Any, vocab_size: int) -> int:
     return count
 
 
+def _shapes(batch: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+
+
 def _memory_needed(compiled: Any) -> int:
     """Bytes a device for a compiled step: arguments, results, what lies between; donated state is counted once."""
     memory = compiled.memory_analysis()
@@ -221,10 +225,10 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             in_shardings=(shardings, rows_sharding),
             out_shardings=(shardings, None),
         )
-        compiled = {}  # by the length of the batch's rows: one for each bucket
-        for rows in feed.first_of_each_bucket():
-            example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_batch(*rows))
-            compiled[example["input_ids_BT"].shape[-1]] = update.lower(abstract, example).compile()
+        compiled = {  # by the length of the batch's rows: one for each bucket
+            rows[0].row_length: update.lower(abstract, _shapes(make_batch(*rows))).compile()
+            for rows in feed.first_of_each_bucket()
+        }
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(abstract, shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -249,8 +253,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             {name: memory[name] for name in ("tokens", "sums")},
         )
         try:
-            need, speed = max(map(_memory_needed, compiled.values())), f"{peak / 1e9:,.0f} GFLOP/s ({source})"
-            _say_what_runs(display, settings, mesh, plan, abstract, need, speed)
+            need = max(map(_memory_needed, compiled.values()))
+            _say_what_runs(display, settings, mesh, plan, abstract, need, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
             if restored:
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
             batches = prefetch(lambda step: make_batch(*feed.at(step)), start, plan.steps)

@@ -11,6 +11,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits what the proces
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+from collections.abc import Iterator
+
+import jax
 import pytest
 
 from jaxbert import config, prepare
@@ -48,6 +51,17 @@ def tiny_recipe(directory: Path, text: Path) -> config.Config:
             evaluation=config.Evaluation(every=10, batch_size=16, piece_length=32),
         )
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_freed() -> Iterator[None]:
+    """Each compiled program holds memory maps, and a process that has more than vm.max_map_count of them (65,530) dies
+    in the compiler: so none outlives its test file."""
+    yield
+    jax.clear_caches()
+    if path := os.environ.get("JAXBERT_MAPS"):
+        with open(path, "a") as f:
+            f.write(f"{len(open('/proc/self/maps').readlines())}\n")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from bench_train import machine, measure, show  # a tool beside this one
 
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory

@@ -210,10 +210,11 @@ class Feed:
     def __init__(self, folder: Path, batch_size: int, seed: int) -> None:
         """`folder`: rows_<T> or single_<T>. Raises BadInput as `Rows` does, or if there are no rows."""
         single, self.seed = folder / "single.json", seed
+        self.buckets: list[Rows] = []
         if single.is_file():
-            about, self.buckets = _read_json(single), []
+            about = _read_json(single)
             for length in about["buckets"]:
-                self.buckets.append(Rows(folder / length, one_document=True, first=sum(map(len, self.buckets))))
+                self.buckets.append(Rows(folder / length, one_document=True, first=len(self)))
         else:
             self.buckets = [Rows(folder)]
             about = self.buckets[0].about
