@@ -266,7 +266,7 @@ def test_a_larger_vocabulary_keeps_the_old_words_logits_and_stays_tied(case):
 @pytest.mark.parametrize("auto", ["AutoModelForMaskedLM", *HEADS])
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_a_trainer_trains_and_what_it_saves_loads(name, auto, tmp_path):
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="the Trainer needs it: pip install -e .[bench]")
     write_folder(CASES[name], tmp_path / "model", "float32")
     model = load(tmp_path / "model", auto, dtype="float32")
     batch = theirs(batch_of(LENGTHS["padded"]))
@@ -279,7 +279,7 @@ def test_a_trainer_trains_and_what_it_saves_loads(name, auto, tmp_path):
     rows = [{name: tensor[b] for name, tensor in batch.items()} for b in range(4)]
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path / "out"),
-        max_steps=6,
+        max_steps=60,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         learning_rate=3e-3,
@@ -293,7 +293,7 @@ def test_a_trainer_trains_and_what_it_saves_loads(name, auto, tmp_path):
     trainer = transformers.Trainer(model, arguments, train_dataset=rows)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-5:]) < losses[0] - 0.05
     trainer.save_model(str(tmp_path / "saved"))
     with torch.inference_mode():
         expected = model.eval()(**batch)

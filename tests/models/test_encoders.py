@@ -4,6 +4,7 @@ Runs over tests/models/encoders.py; what only one encoder has is in its own test
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from tests.models.encoders import POSITIONS, SMALL, VOCABULARY
 KEY = jax.random.key(0)
 PACKING = [name for name, config in SMALL.items() if family(config.name).Encoder.packs]
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
+slow = partial(pytest.param, marks=pytest.mark.slow)
 EVERY = pytest.mark.parametrize("name", SMALL)
 
 
@@ -69,7 +71,12 @@ def packed(documents: list[np.ndarray], row: int, padding_id: int = 0) -> dict[s
 
 def states(model: MaskedLM, batch: dict[str, np.ndarray]) -> np.ndarray:
     """(B, T, D), computed in the parameters' dtype."""
-    return np.asarray(model.encoder(batch)[0])
+    return np.asarray(_states(model, batch))
+
+
+@jax.jit
+def _states(model: MaskedLM, batch: dict[str, np.ndarray]) -> jax.Array:
+    return model.encoder(batch)[0]
 
 
 def states_alone(model: MaskedLM, documents: list[np.ndarray]) -> list[np.ndarray]:
@@ -86,7 +93,7 @@ def tolerance(name: str, dtype: str) -> float:
 
 @EVERY
 @DTYPES
-@pytest.mark.parametrize("lengths", [[7, 11], [1, 17], [23, 9]], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 17], [23, 9], slow([7, 11])], ids=str)
 def test_a_padded_document_gives_what_it_gives_alone(name: str, dtype: str, lengths: list[int]) -> None:
     with jax.enable_x64(dtype == "float64"):
         model, documents = random_model(name, dtype), texts(*lengths)
@@ -98,7 +105,7 @@ def test_a_padded_document_gives_what_it_gives_alone(name: str, dtype: str, leng
 
 @pytest.mark.parametrize("name", PACKING)
 @DTYPES
-@pytest.mark.parametrize("lengths", [[7, 11], [1, 17, 1], [9, 9, 5], [12, 11]], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 17, 1], [12, 11], *map(slow, ([7, 11], [9, 9, 5]))], ids=str)
 def test_documents_in_one_row_give_what_each_gives_alone(name: str, dtype: str, lengths: list[int]) -> None:
     with jax.enable_x64(dtype == "float64"):
         model, documents = random_model(name, dtype), texts(*lengths)
@@ -164,8 +171,8 @@ def test_predicted_positions_alone_give_the_rows_of_the_whole(name: str) -> None
     "fields",
     [
         {"rematerialize": "full"},
-        pytest.param({"rematerialize": "dots"}, marks=pytest.mark.slow),
-        pytest.param({"unroll": 3}, marks=pytest.mark.slow),
+        slow({"rematerialize": "dots"}),
+        slow({"unroll": 3}),
     ],
     ids=str,
 )
