@@ -4,6 +4,7 @@ Orbax restores a file with a flipped bit without noticing, so each checkpoint ca
 with any bit and does not depend on the mesh; restore checks it and falls back to the newest checkpoint that is whole.
 """
 
+import copy
 import logging
 import shutil
 from pathlib import Path
@@ -137,7 +138,10 @@ class Checkpoints:
         return self._open
 
     def save(self, step: int, state: Any, loop: dict[str, Any], held_out_loss: float | None) -> None:
-        """Start saving; returns as soon as the arrays are copied off the devices. A failed save warns, no more."""
+        """Start saving; returns as soon as the arrays are copied off the devices. A failed save warns, no more.
+
+        `loop` is copied: it is written later, when the caller's has gone on.
+        """
         self.wait()
         fingerprints = dict(zip(_names(state), map(int, _fingerprints(state)), strict=True))
         metrics = None if held_out_loss is None else {"loss": held_out_loss}
@@ -145,7 +149,7 @@ class Checkpoints:
             self._pending = (
                 step,
                 self._checkpointer().save_checkpointables_async(
-                    step, {**state, LOOP: {**loop, "fingerprints": fingerprints}}, metrics=metrics
+                    step, {**state, LOOP: {**copy.deepcopy(loop), "fingerprints": fingerprints}}, metrics=metrics
                 ),
             )
         except Exception as error:

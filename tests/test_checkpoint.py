@@ -52,6 +52,14 @@ def test_what_comes_back_is_bit_for_bit_what_was_saved(tmp_path: Path) -> None:
     assert bits(found) == bits(state(1))
 
 
+def test_what_the_loop_adds_while_a_save_is_written_is_not_in_it(tmp_path: Path) -> None:
+    saves, sums = checkpoint.Checkpoints(tmp_path / "c", Checkpoint()), {"loss": 1.0}
+    saves.save(1, state(1), {"step": 1, "tokens": 10, "sums": sums}, None)
+    sums["loss"] = 2.0  # before the save is on disk
+    saves.close()
+    assert checkpoint.read(tmp_path / "c", 1, abstract())[1]["sums"] == {"loss": 1.0}
+
+
 def test_a_part_of_the_state_is_read_alone(tmp_path: Path) -> None:
     saved(tmp_path / "c", None)
     found, _ = checkpoint.read(tmp_path / "c", 1, {"model": abstract()["model"]})
