@@ -152,7 +152,7 @@ def value_and_gradients(attention: Attention, dtype: str, queries: int, keys: in
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-13), ("float32", 5e-6)])
 @pytest.mark.parametrize("queries, keys", [(1, 1), (9, 9), (32, 32), (3, 33), (61, 61)])
-@pytest.mark.parametrize("block", [4, 16, 512])
+@pytest.mark.parametrize("block", [16, 512, pytest.param(4, marks=pytest.mark.slow)])
 def test_values_and_gradients_in_blocks_are_the_references(
     block: int, queries: int, keys: int, dtype: str, tolerance: float
 ) -> None:

@@ -14,7 +14,9 @@ from jaxbert.ops.long_conv import api
 
 ROWS, WIDTH = 3, 5
 FASTER = pytest.mark.parametrize("implementation", ["direct", "fft"])
-LENGTHS = pytest.mark.parametrize("length", [1, 2, 3, 7, 16, 33, 100])
+LENGTHS = pytest.mark.parametrize(
+    "length", [1, 2, 3, 33, 100, *(pytest.param(length, marks=pytest.mark.slow) for length in (7, 16))]
+)
 DTYPES = pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-5)])
 
 
