@@ -116,6 +116,7 @@ def test_accumulation_gives_the_large_batchs_losses(tiny_corpus: config.Config, 
     np.testing.assert_allclose(four, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_batches_dropout_and_initial_values(
     tiny_corpus: config.Config, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_import_export_import_changes_no_bit(source, tmp_path):
     assert tokenizers[0] == tokenizers[1]
 
 
+@pytest.mark.slow
 def test_the_export_of_imported_weights_is_verified_on_made_up_rows(source, tmp_path, capsys):
     imported(source, tmp_path / "run")
     export.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'exported'}"])

@@ -167,15 +167,8 @@ def test_predicted_positions_alone_give_the_rows_of_the_whole(name: str) -> None
 
 
 @EVERY
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"rematerialize": "full"},
-        slow({"rematerialize": "dots"}),
-        slow({"unroll": 3}),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{"rematerialize": "dots"}, {"rematerialize": "full"}, {"unroll": 3}], ids=str)
 def test_rematerialisation_and_unrolling_change_no_loss_and_no_gradient(name: str, fields: dict) -> None:
     with jax.enable_x64(True):
         batch = padded(texts(7, 11), 23)
