@@ -109,9 +109,7 @@ def load_run(workdir: str | Path, step: str = "latest") -> Run:
     workdir = Path(workdir)
     config = configs.from_dict(_read_config(workdir))
     tokenizer = TextTokenizer.load(workdir / "tokenizer")
-    objective = objectives.make(
-        config, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, special_ids=tokenizer.special_ids
-    )
+    objective = objectives.for_tokenizer(config, tokenizer)
     directory = (workdir / "checkpoints").absolute()
     steps = checkpoint.steps_in(directory)
     if not steps:

@@ -108,12 +108,10 @@ def make_update(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long the run is, in every unit that people ask in."""
+    """How long the run is, and over what it reads and predicts."""
 
     steps: int
-    tokens_per_epoch: int
-    rows_per_epoch: int
-    steps_per_epoch: float
+    feed: Feed
     vocab_size: int
 
 
@@ -126,7 +124,7 @@ def plan_steps(settings: config.Config, feed: Feed, vocab_size: int) -> Plan:
         steps = math.ceil(train.tokens / (feed.tokens / feed.steps_per_epoch))
     else:
         steps = math.ceil(train.epochs * feed.steps_per_epoch)
-    return Plan(steps, feed.tokens, len(feed), feed.steps_per_epoch, vocab_size)
+    return Plan(steps, feed, vocab_size)
 
 
 def count_parameters(model: Any, vocab_size: int) -> int:
@@ -156,10 +154,10 @@ def _say_what_runs(
     """Before step 1: devices, parameters, tokens an epoch, steps, memory of the compiled step beside what there is."""
     have = metrics.device_memory()
     shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    epochs = plan.steps / plan.steps_per_epoch
+    feed, epochs = plan.feed, plan.steps / plan.feed.steps_per_epoch
     display.line(f"devices     {jax.device_count()} × {jax.devices()[0].device_kind} ({shape}), {peak}")
     display.line(f"parameters  {count_parameters(state['model'], plan.vocab_size):,} ({settings.model.name})")
-    display.line(f"data        {plan.tokens_per_epoch:,} tokens an epoch in {plan.rows_per_epoch:,} rows")
+    display.line(f"data        {feed.tokens:,} tokens an epoch in {len(feed):,} rows")
     rows = f"{settings.train.batch_size} rows of {settings.data.row_length} tokens"
     if not settings.data.pack:
         rows += ", or as many positions of shorter ones"
@@ -203,9 +201,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
 
     mesh = sharding.make_mesh(settings.sharding, B // A)
     rows_sharding = sharding.batch_sharding(mesh, leading=1)
-    objective = objectives.make(
-        settings, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, special_ids=tokenizer.special_ids
-    )
+    objective = objectives.for_tokenizer(settings, tokenizer)
     optimizer = optim.make_optimizer(settings.optimizer)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, plan.steps)
 
@@ -243,7 +239,6 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         loop = _Loop(
             settings,
             plan,
-            feed,
             display,
             writer,
             saves,
@@ -295,7 +290,6 @@ class _Loop:
 
     settings: config.Config
     plan: Plan
-    feed: Feed
     display: metrics.Display
     writer: metrics.MetricWriter
     saves: checkpoint.Checkpoints
@@ -384,7 +378,7 @@ class _Loop:
 
     def _bad_step(self, step: int, values: dict[str, float], in_a_row: int) -> None:
         train = self.settings.train
-        bucket, _, row_B = self.feed.at(step)
+        bucket, _, row_B = self.plan.feed.at(step)
         rows = (bucket.first + row_B[row_B < len(bucket)]).tolist()
         what = f"step {step}: loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
         self.writer.write(step + 1, "skipped", {"gradient_norm": values["gradient_norm"], "rows": rows})

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -12,6 +11,7 @@ from jaxbert.convert import bert as convert
 from jaxbert.convert.key_map import from_torch
 from jaxbert.models import bert
 from jaxbert.models.heads import MaskedLM, NextSentenceHead, Pooler
+from tests import published
 
 PREFIXES = ("bert_",)
 
@@ -37,22 +37,9 @@ def outputs(data: Mapping[str, np.ndarray], given: dict[str, Any], dtype: str, m
         jax.eval_shape(lambda: NextSentenceHead(config, rngs=nnx.Rngs(key))),
     )
     tables = (convert.MASKED_LM, convert.POOLER, convert.NEXT_SENTENCE)
-    state = {k.removeprefix("params/"): data[k].astype(dtype) for k in data if k.startswith("params/")}
+    state = published.parameters(data, dtype)
     # Each table reads its part of the file: the rest is no mistake.
     model, pooler, nsp = (from_torch(state, *pair, ignore=("*",)) for pair in zip(tables, trees, strict=True))
-    mask_BT = data["attention_mask"]
-    batch = {
-        "input_ids_BT": jnp.asarray(data["input_ids"], jnp.int32),
-        "segment_ids_BT": jnp.asarray(mask_BT, jnp.int32),
-        "position_ids_BT": jnp.tile(jnp.arange(mask_BT.shape[1]), (mask_BT.shape[0], 1)),
-        "token_type_ids_BT": jnp.asarray(data["token_type_ids"], jnp.int32),
-    }
-    x_BTD, extras = model.encoder(batch, collect=("hidden_states",))
-    pooled_BD = pooler(x_BTD)
-    return {
-        "last_hidden_state": x_BTD,
-        "mlm_logits": model.head(x_BTD, model.encoder.embedding_VD, vocab_size)[..., :vocab_size],
-        "pooler_output": pooled_BD,
-        "nsp_logits": nsp(pooled_BD),
-        **{f"hidden_states/{layer}": x for layer, x in enumerate(extras["hidden_states"])},
-    }
+    found = published.outputs_of(model, data, vocab_size)
+    pooled_BD = pooler(found["last_hidden_state"])
+    return {**found, "pooler_output": pooled_BD, "nsp_logits": nsp(pooled_BD)}

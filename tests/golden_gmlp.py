@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxbert.convert.key_map import Row, from_torch
 from jaxbert.models import gmlp
 from jaxbert.models.heads import MaskedLM
+from tests import published
 
 PREFIXES = ("gmlp_", "amlp_")
 
@@ -64,16 +64,4 @@ def outputs(data: Mapping[str, np.ndarray], given: dict[str, Any], dtype: str, m
     model = from_torch(
         state, rows, jax.eval_shape(lambda: MaskedLM(gmlp.Encoder, config, vocab_size, jax.random.key(0)))
     )
-    mask_BT = data["attention_mask"]
-    batch = {
-        "input_ids_BT": jnp.asarray(data["input_ids"], jnp.int32),
-        "segment_ids_BT": jnp.asarray(mask_BT, jnp.int32),
-        "position_ids_BT": jnp.tile(jnp.arange(mask_BT.shape[1]), (mask_BT.shape[0], 1)),
-        "length_B": jnp.asarray(mask_BT.sum(1), jnp.int32),
-    }
-    x_BTD, extras = model.encoder(batch, collect=("hidden_states",))
-    return {
-        "last_hidden_state": x_BTD,
-        "mlm_logits": model.head(x_BTD, model.encoder.embedding_VD, vocab_size)[..., :vocab_size],
-        **{f"hidden_states/{layer}": x for layer, x in enumerate(extras["hidden_states"])},
-    }
+    return published.outputs_of(model, data, vocab_size)

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxbert.convert import hypermixer as convert
 from jaxbert.convert.key_map import from_torch
 from jaxbert.models import hypermixer
+from tests import published
 
 PREFIXES = ("hypermixing_",)
 
@@ -27,7 +28,7 @@ def outputs(data: Mapping[str, np.ndarray], given: dict[str, Any], dtype: str, m
         position_table={"hm": "idiap", "sb": "standard"}[given["kind"]],
         mask_mode=mask_mode,
     )
-    state = {k.removeprefix("params/"): v.astype(dtype) for k, v in data.items() if k.startswith("params/")}
+    state = published.parameters(data, dtype)
     module = jax.eval_shape(lambda: hypermixer.HyperMixing(config, rngs=nnx.Rngs(0)))
     module = from_torch(state, convert.mixing(config), module)
     mask_BT = data["attention_mask"]

@@ -75,10 +75,7 @@ def convert(
         reserved = import_tokenizer(Path(tokenizer) if tokenizer else folder, temporary / "tokenizer", vocab_size)
         settings = _recipe(model, vocab_size, Path(tokenizer) if tokenizer else folder)
         runs.write_json(temporary / "config.json", configs.to_dict(settings))
-        loaded = TextTokenizer.load(temporary / "tokenizer")
-        objective = objectives.make(
-            settings, vocab_size=vocab_size, mask_id=loaded.mask_id, special_ids=loaded.special_ids
-        )
+        objective = objectives.for_tokenizer(settings, TextTokenizer.load(temporary / "tokenizer"))
         shapes = module.torch_shapes(settings.model)
         fresh = _fresh_head(state, rows, objective, settings, head, shapes, vocab_size)
         ignore = (*IGNORE, *getattr(module, "IGNORE", ()))

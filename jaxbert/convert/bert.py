@@ -3,21 +3,13 @@
 from typing import Any
 
 from jaxbert.convert.hf_config import nearest_size, translate
-from jaxbert.convert.key_map import Row
+from jaxbert.convert.key_map import Row, dense, norm
 from jaxbert.models.bert import SIZES, Config
 
 HF_CLASS = "BertForMaskedLM"
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}  # ours → theirs
 
 _LAYER = "bert.encoder.layer.{}."
-
-
-def _dense(ours: str, bias: str, theirs: str) -> list[Row]:
-    return [Row(ours, f"{theirs}.weight", "transpose"), Row(bias, f"{theirs}.bias")]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale_D", f"{theirs}.weight"), Row(f"{ours}/bias_D", f"{theirs}.bias")]
 
 
 ENCODER = [
@@ -29,24 +21,24 @@ ENCODER = [
     ),
     Row("encoder/embeddings/position_TD", "bert.embeddings.position_embeddings.weight"),
     Row("encoder/embeddings/type_GD", "bert.embeddings.token_type_embeddings.weight"),
-    *_norm("encoder/embedding_norm", "bert.embeddings.LayerNorm"),
-    *_dense("encoder/blocks/query_DNH", "encoder/blocks/query_bias_NH", _LAYER + "attention.self.query"),
-    *_dense("encoder/blocks/key_DNH", "encoder/blocks/key_bias_NH", _LAYER + "attention.self.key"),
-    *_dense("encoder/blocks/value_DNH", "encoder/blocks/value_bias_NH", _LAYER + "attention.self.value"),
-    *_dense("encoder/blocks/output_NHD", "encoder/blocks/output_bias_D", _LAYER + "attention.output.dense"),
-    *_norm("encoder/blocks/attention_norm", _LAYER + "attention.output.LayerNorm"),
-    *_dense("encoder/blocks/up_DF", "encoder/blocks/up_bias_F", _LAYER + "intermediate.dense"),
-    *_dense("encoder/blocks/down_FD", "encoder/blocks/down_bias_D", _LAYER + "output.dense"),
-    *_norm("encoder/blocks/feed_forward_norm", _LAYER + "output.LayerNorm"),
+    *norm("encoder/embedding_norm", "bert.embeddings.LayerNorm"),
+    *dense("encoder/blocks/query_DNH", "encoder/blocks/query_bias_NH", _LAYER + "attention.self.query"),
+    *dense("encoder/blocks/key_DNH", "encoder/blocks/key_bias_NH", _LAYER + "attention.self.key"),
+    *dense("encoder/blocks/value_DNH", "encoder/blocks/value_bias_NH", _LAYER + "attention.self.value"),
+    *dense("encoder/blocks/output_NHD", "encoder/blocks/output_bias_D", _LAYER + "attention.output.dense"),
+    *norm("encoder/blocks/attention_norm", _LAYER + "attention.output.LayerNorm"),
+    *dense("encoder/blocks/up_DF", "encoder/blocks/up_bias_F", _LAYER + "intermediate.dense"),
+    *dense("encoder/blocks/down_FD", "encoder/blocks/down_bias_D", _LAYER + "output.dense"),
+    *norm("encoder/blocks/feed_forward_norm", _LAYER + "output.LayerNorm"),
 ]
 MASKED_LM = [
     *ENCODER,
-    *_dense("head/transform_DE", "head/transform_bias_E", "cls.predictions.transform.dense"),
-    *_norm("head/norm", "cls.predictions.transform.LayerNorm"),
+    *dense("head/transform_DE", "head/transform_bias_E", "cls.predictions.transform.dense"),
+    *norm("head/norm", "cls.predictions.transform.LayerNorm"),
     Row("head/bias_V", "cls.predictions.bias", "vocabulary", aliases=("cls.predictions.decoder.bias",)),
 ]
-POOLER = _dense("kernel_DD", "bias_D", "bert.pooler.dense")
-NEXT_SENTENCE = _dense("kernel_DG", "bias_G", "cls.seq_relationship")
+POOLER = dense("kernel_DD", "bias_D", "bert.pooler.dense")
+NEXT_SENTENCE = dense("kernel_DG", "bias_G", "cls.seq_relationship")
 
 
 def masked_lm(config: Config) -> list[Row]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from jaxbert.convert.bert import ACTIVATIONS
 from jaxbert.convert.hf_config import ACTIVATIONS as THEIR_ACTIVATIONS
-from jaxbert.convert.hf_config import nearest_size, translate
-from jaxbert.convert.key_map import Row
+from jaxbert.convert.hf_config import auto_map, nearest_size, translate
+from jaxbert.convert.key_map import Row, dense, norm
 from jaxbert.errors import BadInput
 from jaxbert.models.convbert import SIZES, Config
 
@@ -22,21 +22,13 @@ _SELF = _LAYER + "attention.self."
 _SPAN = _SELF + "key_conv_attn_layer."
 
 
-def _dense(ours: str, bias: str, theirs: str) -> list[Row]:
-    return [Row(ours, f"{theirs}.weight", "transpose"), Row(bias, f"{theirs}.bias")]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale_D", f"{theirs}.weight"), Row(f"{ours}/bias_D", f"{theirs}.bias")]
-
-
 def masked_lm(config: Config) -> list[Row]:
     """The key map of the encoder with its masked-LM head."""
     block = "encoder/blocks/"
     # With groups transformers stores (groups, in, out) as we do, without them a Linear's (out, in).
     up = Row(block + "up_GDF", _LAYER + "intermediate.dense.weight", "transpose" if config.groups == 1 else "copy")
     down = Row(block + "down_GFD", _LAYER + "output.dense.weight", "transpose" if config.groups == 1 else "copy")
-    project = _dense("encoder/project_ED", "encoder/project_bias_D", "convbert.embeddings_project")
+    project = dense("encoder/project_ED", "encoder/project_bias_D", "convbert.embeddings_project")
     return [
         Row(
             "encoder/embeddings/word_VD",
@@ -46,25 +38,25 @@ def masked_lm(config: Config) -> list[Row]:
         ),
         Row("encoder/embeddings/position_TD", "convbert.embeddings.position_embeddings.weight"),
         Row("encoder/embeddings/type_GD", "convbert.embeddings.token_type_embeddings.weight"),
-        *_norm("encoder/embedding_norm", "convbert.embeddings.LayerNorm"),
+        *norm("encoder/embedding_norm", "convbert.embeddings.LayerNorm"),
         *(project if config.embedding_size != config.hidden_size else []),
-        *_dense(block + "query_DNH", block + "query_bias_NH", _SELF + "query"),
-        *_dense(block + "key_DNH", block + "key_bias_NH", _SELF + "key"),
-        *_dense(block + "value_DNH", block + "value_bias_NH", _SELF + "value"),
+        *dense(block + "query_DNH", block + "query_bias_NH", _SELF + "query"),
+        *dense(block + "key_DNH", block + "key_bias_NH", _SELF + "key"),
+        *dense(block + "value_DNH", block + "value_bias_NH", _SELF + "value"),
         Row(block + "depthwise_KD", _SPAN + "depthwise.weight", "transpose"),
         Row(block + "span_DNH", _SPAN + "pointwise.weight", "transpose"),
         Row(block + "span_bias_NH", _SPAN + "bias"),
-        *_dense(block + "taps_NHNK", block + "taps_bias_NK", _SELF + "conv_kernel_layer"),
-        *_dense(block + "local_DNH", block + "local_bias_NH", _SELF + "conv_out_layer"),
-        *_dense(block + "output_NHD", block + "output_bias_D", _LAYER + "attention.output.dense"),
-        *_norm(block + "attention_norm", _LAYER + "attention.output.LayerNorm"),
+        *dense(block + "taps_NHNK", block + "taps_bias_NK", _SELF + "conv_kernel_layer"),
+        *dense(block + "local_DNH", block + "local_bias_NH", _SELF + "conv_out_layer"),
+        *dense(block + "output_NHD", block + "output_bias_D", _LAYER + "attention.output.dense"),
+        *norm(block + "attention_norm", _LAYER + "attention.output.LayerNorm"),
         up,
         Row(block + "up_bias_F", _LAYER + "intermediate.dense.bias"),
         down,
         Row(block + "down_bias_D", _LAYER + "output.dense.bias"),
-        *_norm(block + "feed_forward_norm", _LAYER + "output.LayerNorm"),
-        *_dense("head/transform_DE", "head/transform_bias_E", "generator_predictions.dense"),
-        *_norm("head/norm", "generator_predictions.LayerNorm"),
+        *norm(block + "feed_forward_norm", _LAYER + "output.LayerNorm"),
+        *dense("head/transform_DE", "head/transform_bias_E", "generator_predictions.dense"),
+        *norm("head/norm", "generator_predictions.LayerNorm"),
         Row("head/bias_V", "generator_lm_head.bias", "vocabulary"),
     ]
 
@@ -91,18 +83,10 @@ def torch_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 def to_hf_config(config: Config, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
     """config.json for a resolved configuration; `auto_map` names the classes in the file that travels with it."""
-    module = MODELING.removesuffix(".py")
-    auto_map = {
-        "AutoConfig": "ConvBertConfig",
-        "AutoModel": "ConvBertModel",
-        "AutoModelForMaskedLM": HF_CLASS,
-        "AutoModelForSequenceClassification": "ConvBertForSequenceClassification",
-        "AutoModelForTokenClassification": "ConvBertForTokenClassification",
-    }
     return {
         **_shared(config, vocab_size, pad_token_id),
         "model_type": "jaxbert_convbert",
-        "auto_map": {auto: f"{module}.{name}" for auto, name in auto_map.items()},
+        "auto_map": auto_map(MODELING, "ConvBert"),
         "mask_mode": config.mask_mode,
     }
 

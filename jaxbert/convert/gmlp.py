@@ -3,7 +3,8 @@
 from typing import Any
 
 from jaxbert.convert.bert import ACTIVATIONS
-from jaxbert.convert.key_map import Row
+from jaxbert.convert.hf_config import auto_map
+from jaxbert.convert.key_map import Row, norm
 from jaxbert.models.gmlp import Config
 
 HF_CLASS = "GmlpForMaskedLM"
@@ -19,23 +20,19 @@ def _dense(ours: str, theirs: str, letters: str) -> list[Row]:
     ]
 
 
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale_D", f"{theirs}.weight"), Row(f"{ours}/bias_D", f"{theirs}.bias")]
-
-
 def masked_lm(config: Config) -> list[Row]:
     """The key map of the encoder with its masked-LM head."""
     weights = "weights_O" if config.spatial == "toeplitz" else "weights_TS"
     rows = [
         Row("encoder/embeddings/word_VD", "gmlp.word_embeddings.weight", "vocabulary"),
-        *_norm(f"{_BLOCKS}norm", f"{_LAYER}norm"),
+        *norm(f"{_BLOCKS}norm", f"{_LAYER}norm"),
         *_dense("value", "value", "DF"),
         *_dense("gate", "gate", "DF"),
-        *_norm(f"{_BLOCKS}gate_norm", f"{_LAYER}gate_norm"),
+        *norm(f"{_BLOCKS}gate_norm", f"{_LAYER}gate_norm"),
         Row(f"{_BLOCKS}spatial/{weights}", f"{_LAYER}spatial.weight"),
         Row(f"{_BLOCKS}spatial/bias_T", f"{_LAYER}spatial.bias"),
         *_dense("output", "output", "FD"),
-        *_norm("encoder/norm", "gmlp.norm"),
+        *norm("encoder/norm", "gmlp.norm"),
     ]
     if config.attention_size:
         rows.append(Row(f"{_BLOCKS}attention/qkv_DGH", f"{_LAYER}attention.qkv.weight", "transpose"))
@@ -55,18 +52,10 @@ def torch_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 def to_hf_config(config: Config, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
     """config.json for a resolved configuration; `auto_map` names the classes in the file that travels with it."""
-    module = MODELING.removesuffix(".py")
-    auto_map = {
-        "AutoConfig": "GmlpConfig",
-        "AutoModel": "GmlpModel",
-        "AutoModelForMaskedLM": HF_CLASS,
-        "AutoModelForSequenceClassification": "GmlpForSequenceClassification",
-        "AutoModelForTokenClassification": "GmlpForTokenClassification",
-    }
     return {
         "architectures": [HF_CLASS],
         "model_type": "jaxbert_gmlp",
-        "auto_map": {auto: f"{module}.{name}" for auto, name in auto_map.items()},
+        "auto_map": auto_map(MODELING, "Gmlp"),
         "vocab_size": vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,

@@ -1,4 +1,4 @@
-"""Reading config.json of transformers: a field is translated, known to be without effect, or refused by its name."""
+"""config.json of transformers. Read, a field is translated, known to be without effect, or refused by its name."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -67,6 +67,19 @@ def translate(
     if problems:
         raise BadInput(f"config.json: not supported: {'; '.join(problems)}")
     return ours
+
+
+def auto_map(modeling: str, name: str) -> dict[str, str]:
+    """Which class of the PyTorch file `modeling` each of transformers' Auto classes takes; they begin with `name`."""
+    module = modeling.removesuffix(".py")
+    suffixes = {
+        "AutoConfig": "Config",
+        "AutoModel": "Model",
+        "AutoModelForMaskedLM": "ForMaskedLM",
+        "AutoModelForSequenceClassification": "ForSequenceClassification",
+        "AutoModelForTokenClassification": "ForTokenClassification",
+    }
+    return {auto: f"{module}.{name}{suffix}" for auto, suffix in suffixes.items()}
 
 
 def nearest_size(sizes: Mapping[str, Mapping[str, Any]], fields: Mapping[str, Any]) -> str:

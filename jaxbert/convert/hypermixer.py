@@ -6,7 +6,8 @@ The token mixing has the published module's names (idiap/hypermixing; SpeechBrai
 from typing import Any
 
 from jaxbert.convert.bert import ACTIVATIONS
-from jaxbert.convert.key_map import Row
+from jaxbert.convert.hf_config import auto_map
+from jaxbert.convert.key_map import Row, dense, norm
 from jaxbert.models.hypermixer import Config
 
 HF_CLASS = "HypermixerForMaskedLM"
@@ -15,17 +16,9 @@ MODELING = "modeling_hypermixer.py"
 _BLOCKS, _LAYER = "encoder/blocks/", "hypermixer.layers.{}."
 
 
-def _dense(ours: str, bias: str, theirs: str) -> list[Row]:
-    return [Row(ours, f"{theirs}.weight", "transpose"), Row(bias, f"{theirs}.bias")]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale_D", f"{theirs}.weight"), Row(f"{ours}/bias_D", f"{theirs}.bias")]
-
-
 def mixing(config: Config, ours: str = "", theirs: str = "") -> list[Row]:
     """The key map of the published module alone; `ours` and `theirs` are what stands before its names."""
-    rows = _norm(f"{ours}norm", f"{theirs}layer_norm")
+    rows = norm(f"{ours}norm", f"{theirs}layer_norm")
     for mine, published in [("first", "w1_gen"), ("second", "w2_gen")][: 1 if config.tied else 2]:
         rows.append(Row(f"{ours}{mine}/hidden_NHH", f"{theirs}hyper.{published}.fc1_weights"))
         rows.append(Row(f"{ours}{mine}/row_NFH", f"{theirs}hyper.{published}.fc2_weights"))
@@ -39,15 +32,15 @@ def masked_lm(config: Config) -> list[Row]:
     """The key map of the encoder with its masked-LM head."""
     return [
         Row("encoder/embeddings/word_VD", "hypermixer.word_embeddings.weight", "vocabulary"),
-        *_norm("encoder/embedding_norm", "hypermixer.embedding_norm"),
-        *_norm(f"{_BLOCKS}mixing_norm", f"{_LAYER}mixing_norm"),
+        *norm("encoder/embedding_norm", "hypermixer.embedding_norm"),
+        *norm(f"{_BLOCKS}mixing_norm", f"{_LAYER}mixing_norm"),
         *mixing(config, f"{_BLOCKS}mixing/", f"{_LAYER}mixing."),
-        *_norm(f"{_BLOCKS}feed_forward_norm", f"{_LAYER}feed_forward_norm"),
-        *_dense(f"{_BLOCKS}up_DF", f"{_BLOCKS}up_bias_F", f"{_LAYER}up"),
-        *_dense(f"{_BLOCKS}down_FD", f"{_BLOCKS}down_bias_D", f"{_LAYER}down"),
-        *_norm("encoder/norm", "hypermixer.norm"),
-        *_dense("head/transform_DE", "head/transform_bias_E", "head.transform.dense"),
-        *_norm("head/norm", "head.transform.LayerNorm"),
+        *norm(f"{_BLOCKS}feed_forward_norm", f"{_LAYER}feed_forward_norm"),
+        *dense(f"{_BLOCKS}up_DF", f"{_BLOCKS}up_bias_F", f"{_LAYER}up"),
+        *dense(f"{_BLOCKS}down_FD", f"{_BLOCKS}down_bias_D", f"{_LAYER}down"),
+        *norm("encoder/norm", "hypermixer.norm"),
+        *dense("head/transform_DE", "head/transform_bias_E", "head.transform.dense"),
+        *norm("head/norm", "head.transform.LayerNorm"),
         Row("head/bias_V", "head.decoder.bias", "vocabulary"),
     ]
 
@@ -59,18 +52,10 @@ def torch_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 def to_hf_config(config: Config, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
     """config.json for a resolved configuration; `auto_map` names the classes in the file that travels with it."""
-    module = MODELING.removesuffix(".py")
-    auto_map = {
-        "AutoConfig": "HypermixerConfig",
-        "AutoModel": "HypermixerModel",
-        "AutoModelForMaskedLM": HF_CLASS,
-        "AutoModelForSequenceClassification": "HypermixerForSequenceClassification",
-        "AutoModelForTokenClassification": "HypermixerForTokenClassification",
-    }
     return {
         "architectures": [HF_CLASS],
         "model_type": "jaxbert_hypermixer",
-        "auto_map": {auto: f"{module}.{name}" for auto, name in auto_map.items()},
+        "auto_map": auto_map(MODELING, "Hypermixer"),
         "vocab_size": vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,

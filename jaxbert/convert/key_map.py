@@ -29,6 +29,16 @@ class Row:
     aliases: tuple[str, ...] = ()
 
 
+def dense(ours: str, bias: str, theirs: str) -> list[Row]:
+    """The rows of a dense layer: `theirs` is the path of a torch Linear."""
+    return [Row(ours, f"{theirs}.weight", "transpose"), Row(bias, f"{theirs}.bias")]
+
+
+def norm(ours: str, theirs: str) -> list[Row]:
+    """The rows of a layer norm, from one path to the other."""
+    return [Row(f"{ours}/scale_D", f"{theirs}.weight"), Row(f"{ours}/bias_D", f"{theirs}.bias")]
+
+
 def flatten(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by name ("encoder/blocks/query_DNH")."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)

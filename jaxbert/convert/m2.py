@@ -7,15 +7,15 @@ that `published_names` takes off.
 from collections.abc import Iterable
 from typing import Any
 
+from jaxbert.convert.bert import ACTIVATIONS
 from jaxbert.convert.hf_config import ACTIVATIONS as ACTIVATIONS_IN
-from jaxbert.convert.hf_config import nearest_size, translate
-from jaxbert.convert.key_map import Row
+from jaxbert.convert.hf_config import auto_map, nearest_size, translate
+from jaxbert.convert.key_map import Row, dense, norm
 from jaxbert.errors import BadInput
 from jaxbert.models.m2 import SHORT, SIZES, Config
 
 HF_CLASS = "M2ForMaskedLM"
 MODELING = "modeling_m2.py"
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}  # ours → theirs
 # What a source may hold in vain: tables that follow from the configuration, and other heads.
 IGNORE = ("*.position_ids", "*.pos_emb.t", "*.modulation.deltas", "bert.pooler.*", "classifier.*")
 
@@ -68,19 +68,11 @@ _MIXER = _LAYER + "attention."
 _MLP = _LAYER + "mlp."
 
 
-def _dense(ours: str, bias: str, theirs: str) -> list[Row]:
-    return [Row(ours, f"{theirs}.weight", "transpose"), Row(bias, f"{theirs}.bias")]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale_D", f"{theirs}.weight"), Row(f"{ours}/bias_D", f"{theirs}.bias")]
-
-
 def _network(ours: str, theirs: str) -> list[Row]:
     return [
-        *_dense(f"{ours}/first_GE", f"{ours}/first_bias_E", f"{theirs}.0"),
-        *_dense(f"{ours}/second_EE", f"{ours}/second_bias_E", f"{theirs}.2"),
-        *_dense(f"{ours}/third_EE", f"{ours}/third_bias_E", f"{theirs}.4"),
+        *dense(f"{ours}/first_GE", f"{ours}/first_bias_E", f"{theirs}.0"),
+        *dense(f"{ours}/second_EE", f"{ours}/second_bias_E", f"{theirs}.2"),
+        *dense(f"{ours}/third_EE", f"{ours}/third_bias_E", f"{theirs}.4"),
         Row(f"{ours}/output_ED", f"{theirs}.6.weight", "transpose"),
     ]
 
@@ -109,20 +101,20 @@ def masked_lm(config: Config) -> list[Row]:
         ),
         Row("encoder/embeddings/position_TD", "bert.embeddings.position_embeddings.weight"),
         Row("encoder/embeddings/type_GD", "bert.embeddings.token_type_embeddings.weight"),
-        *_norm("encoder/embedding_norm", "bert.embeddings.LayerNorm"),
-        *(_norm(block + "mixer_norm", _MIXER + "layernorm") if config.training_additions else []),
-        *_dense(block + "input_DGD", block + "input_bias_GD", _MIXER + "in_linear"),
+        *norm("encoder/embedding_norm", "bert.embeddings.LayerNorm"),
+        *(norm(block + "mixer_norm", _MIXER + "layernorm") if config.training_additions else []),
+        *dense(block + "input_DGD", block + "input_bias_GD", _MIXER + "in_linear"),
         Row(block + "short_GDK", _MIXER + "short_filter.weight"),
         Row(block + "short_bias_GD", _MIXER + "short_filter.bias"),
         *_long_convolution(block + "mixing", _MIXER + "filter_fn"),
         *_long_convolution(block + "residual", _MIXER + "filter_fn2"),
-        *_dense(block + "output_DD", block + "output_bias_D", _MIXER + "out_linear"),
+        *dense(block + "output_DD", block + "output_bias_D", _MIXER + "out_linear"),
         Row(block + "gated_GFD", _MLP + "gated_layers.weight"),
         Row(block + "down_GDF", _MLP + "wo.weight"),
         Row(block + "down_bias_D", _MLP + "wo.bias"),
-        *_norm(block + "feed_forward_norm", _MLP + "layernorm"),
-        *_dense("head/transform_DE", "head/transform_bias_E", "cls.predictions.transform.dense"),
-        *_norm("head/norm", "cls.predictions.transform.LayerNorm"),
+        *norm(block + "feed_forward_norm", _MLP + "layernorm"),
+        *dense("head/transform_DE", "head/transform_bias_E", "cls.predictions.transform.dense"),
+        *norm("head/norm", "cls.predictions.transform.LayerNorm"),
         Row("head/bias_V", "cls.predictions.decoder.bias", "vocabulary"),
     ]
 
@@ -169,17 +161,10 @@ def from_hf_config(given: dict[str, Any]) -> Config:
 
 def to_hf_config(config: Config, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
     """config.json of torch_models/modeling_m2.py for a resolved configuration, in the published fields."""
-    module = MODELING.removesuffix(".py")
     return {
         "architectures": [HF_CLASS],
         "model_type": "jaxbert_m2",
-        "auto_map": {
-            "AutoConfig": f"{module}.M2Config",
-            "AutoModel": f"{module}.M2Model",
-            "AutoModelForMaskedLM": f"{module}.M2ForMaskedLM",
-            "AutoModelForSequenceClassification": f"{module}.M2ForSequenceClassification",
-            "AutoModelForTokenClassification": f"{module}.M2ForTokenClassification",
-        },
+        "auto_map": auto_map(MODELING, "M2"),
         "vocab_size": vocab_size,
         **{theirs: getattr(config, ours) for theirs, (ours, _) in FIELDS.items()},
         "hidden_act": ACTIVATIONS[config.activation],

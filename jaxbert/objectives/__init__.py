@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxbert.config import Config
+from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 
 
@@ -13,3 +14,8 @@ def make(config: Config, **arguments: Any) -> Any:
     from jaxbert.objectives.mlm import MaskedLanguageModelling
 
     return MaskedLanguageModelling(config, **arguments)
+
+
+def for_tokenizer(config: Config, tokenizer: TextTokenizer) -> Any:
+    """The objective of a resolved recipe on text of this tokenizer."""
+    return make(config, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, special_ids=tokenizer.special_ids)

@@ -10,6 +10,15 @@ from jax.sharding import PartitionSpec
 from jaxbert.sharding import BATCH_AXES, LETTERS
 
 
+def fast_size(least: int) -> int:
+    """The smallest 2ᵃ 3ᵇ 5ᶜ that is at least `least`: sizes that every FFT library is fast at."""
+    return min(
+        odd << max(0, (-(-least // odd) - 1).bit_length())
+        for odd in (3**b * 5**c for b in range(8) for c in range(6))
+        if odd < 2 * least
+    )
+
+
 def rfft(x_BDT: jax.Array, size: int) -> jax.Array:
     """The spectra of rows cut or filled with zeros to `size` numbers, (B, D, size // 2 + 1) complex."""
     return _locally(lambda x: jnp.fft.rfft(x, size), x_BDT)

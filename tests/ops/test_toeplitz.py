@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxbert.ops.toeplitz.api import choose, toeplitz_product
-from jaxbert.ops.toeplitz.fft import fast_size
+from jaxbert.ops.transforms import fast_size
 
 B, C = 2, 6  # rows longer and shorter than C
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6}  # of the largest value

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxbert.ops import transforms
-from jaxbert.ops.toeplitz.fft import fast_size
 
 
 def size_for(length: int) -> int:
     """Points of the transforms of rows of `length`: on so large a circle no two of the 2T − 1 lags meet."""
-    return fast_size(max(2, 2 * length - 1))
+    return transforms.fast_size(max(2, 2 * length - 1))
 
 
 def long_conv(x_BTD: jax.Array, forward_TD: jax.Array, backward_TD: jax.Array, bias_D: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ def toeplitz_product(weights_O: jax.Array, v_BTC: jax.Array, segment_ids_BT: jax
     """
     dtype, length, most = jnp.promote_types(v_BTC.dtype, jnp.float32), v_BTC.shape[1], weights_O.shape[0] // 2
     reach = min(most, length - 1)  # no larger offset meets two tokens
-    size = fast_size(length + reach)  # on so large a circle it does not come round to the row's other end
+    size = transforms.fast_size(length + reach)  # on so large a circle it does not come round to the row's other end
     weights_O = weights_O[most - reach : most + reach + 1].astype(dtype)
     gap = jnp.zeros(size - weights_O.shape[0], dtype)
     circle = jnp.concatenate([weights_O[reach:], gap, weights_O[:reach]])  # the weight of offset d stands at d mod size
@@ -23,12 +23,3 @@ def toeplitz_product(weights_O: jax.Array, v_BTC: jax.Array, segment_ids_BT: jax
     # Conjugate, because y[t] takes v[t + d]: a correlation.
     y_BCT = transforms.irfft(jnp.fft.rfft(circle).conj() * transforms.rfft(v_BCT, size), size)
     return y_BCT[..., :length].astype(v_BTC.dtype).transpose(0, 2, 1)
-
-
-def fast_size(least: int) -> int:
-    """The smallest 2ᵃ 3ᵇ 5ᶜ that is at least `least`: sizes that every FFT library is fast at."""
-    return min(
-        odd << max(0, (-(-least // odd) - 1).bit_length())
-        for odd in (3**b * 5**c for b in range(8) for c in range(6))
-        if odd < 2 * least
-    )
