@@ -70,6 +70,16 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
 
 
+def local_axes(size: int, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The axes among `axes` that split a dimension of that size where this is traced; () where they would unevenly.
+
+    For operations that have to run on each device's own part (`jax.shard_map`): those that XLA would gather.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in axes if axis in mesh.auto_axes and mesh.shape[axis] > 1)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """A host batch on the devices, asynchronously."""
     return {name: jax.device_put(array, sharding) for name, array in batch.items()}

@@ -1,13 +1,14 @@
 """What packing costs HyperMixer's mixing: several documents a row beside one, forward and backward.
 
     python tools/bench_segment_mixing.py [--length=512] [--width=256] [--tokens=8192] [--documents 1 2 4 8 16]
-                                         [--layers=4] [--block 32 64 128] [--json=FILE]
+                                         [--layers=4] [--json=FILE]
 
 Contestants, at the same number of real tokens: rows filled by one document ("products", the least that mixing costs);
-rows of so many documents of random lengths ("by_length"); and the same documents one a row, each padded to the shortest
-of the lengths T, T/2, T/4, T/8 that holds it, as rows of one document are read. They take turns; tokens a second are
-medians, ratios are taken turn by turn. k is four times the width, two heads. `--layers`: beside it a whole training
-step of an encoder of that width and so many blocks, on rows of so many documents and on full rows of one (0: not).
+rows of so many documents of random lengths, by each implementation for those; and the same documents one a row, each
+padded to the shortest of the lengths T, T/2, T/4, T/8 that holds it, as rows of one document are read. They take turns;
+tokens a second are medians, ratios are taken turn by turn. k is four times the width, two heads. `--layers`: beside it
+a whole training step of an encoder of that width and so many blocks, on rows of so many documents and on full rows of
+one (0: not).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from bench_train import machine, measure, show
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import position_ids
 from jaxbert.models.layers import gelu
-from jaxbert.ops.segment_mixing import by_length, products
+from jaxbert.ops.segment_mixing.api import IMPLEMENTATIONS
 
 HEADS, BUCKETS = 2, 4
 
@@ -94,14 +95,13 @@ def bench(documents: int, flags: argparse.Namespace) -> list[dict[str, Any]]:
     rows, T = max(1, flags.tokens // flags.length), flags.length
     lengths, title = lengths_of(documents, rows, T), f"{documents} documents in {T}"
     make = functools.partial(program, width=flags.width, dtype=flags.dtype)
-    singles = [make(products.segment_mixing, ids) for ids in single_ids(lengths, T)]
+    singles = [make(IMPLEMENTATIONS["products"], ids) for ids in single_ids(lengths, T)]
     contestants: dict[str, Callable[[], Any]] = {
-        "one of T": make(products.segment_mixing, np.ones((rows, T), np.int32)),
+        "one of T": make(IMPLEMENTATIONS["products"], np.ones((rows, T), np.int32)),
         "one a row": lambda: [call() for call in singles],
     }
-    for block in flags.block or [by_length.block_for(T)]:
-        mixing = functools.partial(by_length.segment_mixing, block=block)
-        contestants[f"packed by {block}"] = make(mixing, packed_ids(lengths))
+    for name in ("by_document", "by_length"):
+        contestants[f"packed, {name}"] = make(IMPLEMENTATIONS[name], packed_ids(lengths))
     speeds = race(contestants, flags.turns, rows * T)
     lines = [measure(f"{title}: {name}", values, "tokens/s") for name, values in speeds.items()]
     for packed in [name for name in speeds if name.startswith("packed")]:
@@ -131,7 +131,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="D")
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
     parser.add_argument("--documents", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="of a row")
-    parser.add_argument("--block", type=int, nargs="*", default=[], help="default: by_length.block_for")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")

@@ -28,7 +28,7 @@ published draw is nearest to ours, 500 steps end at 5.93 with gains of √2 and 
 
 Padding: both masks are always passed, so the published code reads none of it and the two mask modes are equal.
 
-Packing: sums run over the token's own document (ops/segment_mixing, by_length.py says what that costs).
+Packing: sums run over the token's own document (ops/segment_mixing, by_document.py says what that costs).
 """
 
 import dataclasses

@@ -1,13 +1,12 @@
 """Real Fourier transforms of rows, on each device those of its own rows."""
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxbert.sharding import BATCH_AXES, LETTERS
+from jaxbert.sharding import BATCH_AXES, LETTERS, local_axes
 
 
 def fast_size(least: int) -> int:
@@ -31,12 +30,7 @@ def irfft(x_BDF: jax.Array, size: int) -> jax.Array:
 
 def _locally(transform: Callable[[jax.Array], jax.Array], x_BDT: jax.Array) -> jax.Array:
     """XLA gathers what it transforms: without this each device would compute the whole batch's (jax 0.10.2)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    split = []
-    for size, axes in zip(x_BDT.shape, (BATCH_AXES, (LETTERS["N"],)), strict=False):
-        axes = tuple(axis for axis in axes if axis in mesh.auto_axes and mesh.shape[axis] > 1)
-        split.append(axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ())
-    rows, channels = split
+    rows, channels = local_axes(x_BDT.shape[0], BATCH_AXES), local_axes(x_BDT.shape[1], (LETTERS["N"],))
     if not rows and not channels:
         return transform(x_BDT)
     spec = PartitionSpec(rows, channels)

@@ -1,5 +1,8 @@
 """HyperMixer's mixing: every implementation against the reference, values and gradients, and what reference means."""
 
+import functools
+import subprocess
+import sys
 from collections.abc import Callable
 
 import jax
@@ -8,12 +11,13 @@ import numpy as np
 import pytest
 
 from jaxbert.models.layers import gelu
-from jaxbert.ops.segment_mixing import by_length
+from jaxbert.ops.segment_mixing import by_document, by_length
 from jaxbert.ops.segment_mixing.api import choose, segment_mixing
 
 N, H, F = 2, 3, 5
 TOLERANCE = {"float64": 1e-12, "float32": 5e-6}  # of the largest value
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE)
+PACKED = ["by_document", "by_length"]
 REAL_ROWS = [
     *([[7, 11, 5], [23]], [[1, 17, 1], [4, 4, 4, 4]], [[1] * 23, [22, 1]], [[12, 11], []]),
     *([[23], [23]], [[1], [2]], [[], []]),
@@ -63,15 +67,24 @@ def test_the_reference_is_an_mlp_over_the_tokens_of_each_document() -> None:
 
 @DTYPES
 @pytest.mark.parametrize("rows", REAL_ROWS, ids=str)
-@pytest.mark.parametrize("block", [4, 64])
+@pytest.mark.parametrize(
+    "packed",
+    [
+        functools.partial(by_length.segment_mixing, block=4),
+        functools.partial(by_length.segment_mixing, block=64),
+        functools.partial(by_document.segment_mixing, slices=(8, 3)),
+        functools.partial(by_document.segment_mixing, slices=(64, 64)),
+    ],
+    ids=["by_length-4", "by_length-64", "by_document-8-3", "by_document-64"],
+)
 def test_documents_of_a_row_give_the_references_values_and_gradients(
-    dtype: str, rows: list[list[int]], block: int
+    dtype: str, rows: list[list[int]], packed: Callable[..., jax.Array]
 ) -> None:
     ids = segments(rows)
     with jax.enable_x64(dtype == "float64"):
         arrays = operands(ids, 23, dtype)
         wanted = value_and_gradients(arrays, mixing(ids, ids, "reference"))
-        compute = lambda *a: by_length.segment_mixing(*a, ids, ids, activation=gelu, block=block)  # noqa: E731
+        compute = lambda *a: packed(*a, ids, ids, activation=gelu)  # noqa: E731
         assert_same(value_and_gradients(arrays, compute), wanted, dtype)
 
 
@@ -87,7 +100,7 @@ def test_one_document_a_row_gives_the_references_values_and_gradients(dtype: str
     assert_same(found, wanted, dtype)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "products", "by_length"])
+@pytest.mark.parametrize("implementation", ["reference", "products", *PACKED])
 def test_some_outputs_alone_are_the_rows_of_the_whole(implementation: str) -> None:
     one = implementation == "products"
     ids = segments([[20], [23]] if one else [[7, 11, 5], [9, 9]])
@@ -99,14 +112,15 @@ def test_some_outputs_alone_are_the_rows_of_the_whole(implementation: str) -> No
     np.testing.assert_allclose(some, take(whole), rtol=1e-5, atol=1e-5)
 
 
-def test_places_of_a_document_need_not_be_neighbours() -> None:
+@pytest.mark.parametrize("implementation", PACKED)
+def test_places_of_a_document_need_not_be_neighbours(implementation: str) -> None:
     ids = np.array([[2, 1, 0, 2, 3, 1, 2, 0, 3, 1]], np.int32)
     arrays = operands(ids, 10)
-    wanted, found = (value_and_gradients(arrays, mixing(ids, ids, name)) for name in ("reference", "by_length"))
+    wanted, found = (value_and_gradients(arrays, mixing(ids, ids, name)) for name in ("reference", implementation))
     assert_same(found, wanted, "float32")
 
 
-@pytest.mark.parametrize("implementation", ["reference", "by_length"])
+@pytest.mark.parametrize("implementation", ["reference", *PACKED])
 def test_gradients_across_documents_are_exactly_zero(implementation: str) -> None:
     ids = segments([[9, 5, 7], [7, 9, 5]])
     y, pull = jax.vjp(mixing(ids, ids, implementation), *operands(ids, 23))
@@ -116,7 +130,7 @@ def test_gradients_across_documents_are_exactly_zero(implementation: str) -> Non
         assert (gradient[:, ids != 2] == 0).all() and (gradient[:, ids == 2] != 0).any(-1).all()
 
 
-@pytest.mark.parametrize("implementation", ["products", "by_length"])
+@pytest.mark.parametrize("implementation", ["products", *PACKED])
 def test_what_padding_holds_changes_no_bit_and_it_gets_no_gradient(implementation: str) -> None:
     one, ids = implementation == "products", segments([[14], [20]])
     arrays, padding = operands(ids, 23), jnp.asarray(ids == 0)[None, ..., None]
@@ -127,7 +141,7 @@ def test_what_padding_holds_changes_no_bit_and_it_gets_no_gradient(implementatio
         assert (gradient[:, ids == 0] == 0).all()
 
 
-@pytest.mark.parametrize("implementation", ["products", "by_length"])
+@pytest.mark.parametrize("implementation", ["products", *PACKED])
 def test_sums_of_bfloat16_run_in_float32(implementation: str) -> None:
     one, ids = implementation == "products", segments([[600], [600]], 600)
     v, first, second = (jnp.ones_like(x, jnp.bfloat16) for x in operands(ids, 600))
@@ -136,12 +150,13 @@ def test_sums_of_bfloat16_run_in_float32(implementation: str) -> None:
     np.testing.assert_array_equal(y, jnp.full_like(y, 600 * F))  # bfloat16 would stop at 256 × its addend
 
 
-def test_memory_does_not_grow_with_the_number_of_documents() -> None:
+@pytest.mark.parametrize("implementation", PACKED)
+def test_memory_does_not_grow_with_the_number_of_documents(implementation: str) -> None:
     wide, length = 64, 256
     arrays = [jax.ShapeDtypeStruct((1, 1, length, size), jnp.float32) for size in (wide, wide, wide)]
 
     def gradients(ids: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        y, pull = jax.vjp(mixing(ids, ids, "by_length"), *arrays)
+        y, pull = jax.vjp(mixing(ids, ids, implementation), *arrays)
         return pull(y)
 
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)  # whatever they are: as many documents as tokens, at most
@@ -152,11 +167,51 @@ def test_memory_does_not_grow_with_the_number_of_documents() -> None:
 
 def test_an_implementation_that_cannot_serve_the_call_says_why() -> None:
     ids = segments([[4, 6]], 12)
-    with pytest.raises(ValueError, match="'products' cannot tell documents of a row apart; 'by_length' can"):
+    with pytest.raises(ValueError, match="'products' cannot tell documents of a row apart; 'by_document' can"):
         mixing(ids, ids, "products")(*operands(ids, 12))
-    with pytest.raises(ValueError, match="no implementation 'pallas'; there are reference, products, by_length"):
+    with pytest.raises(ValueError, match="no implementation 'pallas'; there are reference, products, by_document"):
         mixing(ids, ids, "pallas")(*operands(ids, 12))
 
 
 def test_the_promise_of_one_document_chooses_the_two_products() -> None:
-    assert (choose(one_document=True), choose(one_document=False)) == ("products", "by_length")
+    assert [choose(True, backend) for backend in ("cpu", "tpu")] == ["products", "products"]
+    assert [choose(False, backend) for backend in ("cpu", "tpu")] == ["by_document", "by_length"]
+
+
+SHARDED = """
+import jax; jax.config.update('jax_num_cpu_devices', 4)
+import jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxbert.config import Sharding
+from jaxbert.models.layers import gelu
+from jaxbert.ops.segment_mixing.api import segment_mixing
+from jaxbert.sharding import make_mesh
+random = np.random.default_rng(0)
+ids = np.stack([np.repeat([1, 2, 3, 0], np.diff([0, *np.sort(random.integers(0, 41, 3)), 40])) for _ in range(8)])
+arrays = [random.normal(size=(2, 8, 40, size)).astype("float32") for size in (4, 6, 6)]
+
+def step_of(implementation):
+    def loss(v, first, second, ids):
+        options = dict(activation=gelu, one_document=implementation == "products", implementation=implementation)
+        return jnp.sum(segment_mixing(v, first, second, ids, ids, **options) ** 2)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+for implementation in ("products", "by_document", "by_length"):
+    step = step_of(implementation)
+    one = step(*arrays, ids)
+    for sizes in ((2, 2, 1), (1, 2, 2)):
+        mesh = make_mesh(Sharding(*sizes), 8)
+        with jax.set_mesh(mesh):
+            split = NamedSharding(mesh, PartitionSpec("tensor", ("data", "fsdp")))
+            rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+            given = [*(jax.device_put(x, split) for x in arrays), jax.device_put(ids, rows)]
+            compiled = step.lower(*given).compile()
+            assert " all-gather(" not in compiled.as_text(), implementation
+            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(compiled(*given)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()))
+"""
+
+
+def test_devices_mix_their_own_rows_alone() -> None:
+    # A process of its own: the number of CPU devices is fixed when jax starts.
+    subprocess.run([sys.executable, "-c", SHARDED], check=True, timeout=300)

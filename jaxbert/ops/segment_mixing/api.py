@@ -1,13 +1,17 @@
-"""HyperMixer's token mixing, by the implementation that the rows allow."""
+"""HyperMixer's token mixing, by the implementation that the rows and the device allow."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 
-from jaxbert.ops.segment_mixing import by_length, products, reference
+from jaxbert.ops.segment_mixing import by_document, by_length, products, reference
 
-Implementation = Literal["reference", "products", "by_length"]
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+    "reference": reference.segment_mixing,
+    "products": products.segment_mixing,
+    "by_document": by_document.segment_mixing,
+    "by_length": by_length.segment_mixing,
+}
 
 
 def segment_mixing(
@@ -19,7 +23,7 @@ def segment_mixing(
     *,
     activation: Callable[[jax.Array], jax.Array],
     one_document: bool,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     """y[t] = a W₂[t] with a = activation(Σ_s v[s] ⊗ W₁[s]) over the positions s of t's own segment; padding gets 0.
 
@@ -32,26 +36,25 @@ def segment_mixing(
       q_segment_ids_BT, k_segment_ids_BS: integers, 0 is padding, the documents of a row are numbered 1, 2, ….
       activation: elementwise; the sum that it gets and what it returns are in at least float32.
       one_document: the promise that every row holds one document.
-      implementation: None: "products" for rows of one document, else "by_length", which costs more (see by_length.py).
+      implementation: None: `choose(one_document, jax.default_backend())`.
 
     Returns:
       (N, B, T, H) in the dtype of `v_NBSH`. Raises ValueError for an implementation that is unknown or cannot serve.
     """
-    implementation = implementation or choose(one_document)
-    arrays = v_NBSH, first_NBSF, second_NBTF, q_segment_ids_BT, k_segment_ids_BS
-    if implementation == "reference":
-        return reference.segment_mixing(*arrays, activation=activation)
-    if implementation == "by_length":
-        return by_length.segment_mixing(*arrays, activation=activation)
-    if implementation != "products":
+    implementation = implementation or choose(one_document, jax.default_backend())
+    if implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"segment_mixing: no implementation {implementation!r}; there are reference, products, by_length"
+            f"segment_mixing: no implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}"
         )
-    if not one_document:
-        raise ValueError("segment_mixing: 'products' cannot tell documents of a row apart; 'by_length' can")
-    return products.segment_mixing(*arrays, activation=activation)
+    if implementation == "products" and not one_document:
+        raise ValueError("segment_mixing: 'products' cannot tell documents of a row apart; 'by_document' can")
+    return IMPLEMENTATIONS[implementation](
+        v_NBSH, first_NBSF, second_NBTF, q_segment_ids_BT, k_segment_ids_BS, activation=activation
+    )
 
 
-def choose(one_document: bool) -> Implementation:
-    """The fastest implementation that the rows allow."""
-    return "products" if one_document else "by_length"
+def choose(one_document: bool, backend: str) -> str:
+    """The fastest implementation that the rows allow, on that backend; what packing costs: by_document.py."""
+    if one_document:
+        return "products"
+    return "by_document" if backend == "cpu" else "by_length"

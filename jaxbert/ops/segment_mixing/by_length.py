@@ -1,4 +1,4 @@
-"""The mixing of rows that hold several documents: one document of every row at a time, the longest first.
+"""The mixing of rows that hold several documents, for accelerators: one document of every row at a time, longest first.
 
 A document's sum is an (H, F) matrix a head, more than all of a short document's states: the sums of all documents of a
 row must not stand in memory at once. So a loop takes the longest document of every row, then the second longest, and
@@ -8,12 +8,7 @@ a row of T tokens has at most T / r, so all turns together see at most T (1 + 1/
 for the n-th document of every row over whole rows would see T n. The backward pass takes the same turns and computes
 each sum again, so that what is kept is the arguments alone.
 
-What packing costs (tools/bench_segment_mixing.py; D = 256, two heads, two CPU cores shared with other work, so these
-are rough): the mixing with its gradients takes 1.0 to 1.2 times as long as on rows of one document where rows of 512
-hold one, 2.6 to 3.2 times where they hold four and 5 to 11 times where they hold sixteen; in rows of 128 1.4, 3.3
-(three) and 5.6 times (eight). Most of it is rows that wait for the longest document of a turn, then the sums computed
-again, what the last blocks lack, and the activation of more sums. A training step of four layers takes about twice as
-long, with four documents in 512 or sixteen. Where padding costs less than that, `data.pack=false` is faster.
+No accelerator has run this; on two CPU cores by_document.py is about twice as fast (tools/bench_segment_mixing.py).
 """
 
 import functools
@@ -47,7 +42,7 @@ def segment_mixing(
 
 
 def block_for(length: int) -> int:
-    """Tokens of a block in rows of `length`: a quarter, from 32 to 128 (tools/bench_segment_mixing.py --block)."""
+    """Tokens of a block in rows of `length`: a quarter, from 32 to 128."""
     return min(128, max(32, length // 4))
 
 
