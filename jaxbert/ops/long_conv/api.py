@@ -9,7 +9,9 @@ from jaxbert.ops.long_conv import direct, fft, reference
 
 Implementation = Literal["reference", "direct", "fft"]
 IMPLEMENTATIONS = {"reference": reference.long_conv, "direct": direct.long_conv, "fft": fft.long_conv}
-FFT_FROM = 128  # tokens: where tools/bench_long_conv.py sees them meet; compiled for a TPU v5e both move as many bytes
+# Tokens: where tools/bench_long_conv.py sees them meet on two cores with AVX-512 (transforms / matrices: 0.7 to 0.9 at
+# 128 tokens, 1.0 at 160, 1.2 at 192, 1.6 to 1.8 at 256). Compiled for a TPU v5e both move as many bytes at 128.
+FFT_FROM = 160
 
 
 def long_conv(

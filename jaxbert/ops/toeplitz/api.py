@@ -7,10 +7,11 @@ import jax
 from jaxbert.ops.toeplitz import fft, gathered, reference
 
 Implementation = Literal["reference", "gathered", "fft"]
-# Tokens of a row, by backend. The CPU's is measured (tools/bench_toeplitz.py: transforms have 0.74 × the throughput of
-# the matrix at 256 tokens, 1.16 × at 512, 2.4 × at 1,024). Matrix units shift it far up: the other is an estimate that
-# nobody has measured, where the matrix's products would take as long as the transforms' way through memory.
-FFT_FROM, FFT_FROM_ELSEWHERE = {"cpu": 512}, 8192
+# Tokens of a row, by backend. The CPU's is measured (tools/bench_toeplitz.py on two cores with AVX-512: transforms have
+# 0.4 × the throughput of the matrix at 256 tokens, 0.78 × at 512, 1.9 × at 1,024, 16 × at 8,192). Matrix units shift it
+# far up: the other is an estimate that nobody has measured, where the matrix's products would take as long as the
+# transforms' way through memory.
+FFT_FROM, FFT_FROM_ELSEWHERE = {"cpu": 1024}, 8192
 
 
 def toeplitz_product(
