@@ -45,8 +45,8 @@ def dot_product_attention(
 def choose(T: int, S: int) -> str:
     """The implementation for T queries and S keys.
 
-    Up to 1,024 tokens keeping the scores is as fast or faster (tools/bench_attention.py, two cores with AVX-512, chunked
-    / reference: 0.95 at 512, 0.9 at 1,024; with dropout 1.0 and 0.67). Beyond, their memory decides: alone, chunks have
-    0.95 (0.7) × the throughput at 2,048, in a training step 1.28 × (tools/bench_encoders.py).
+    Up to 1,024 tokens keeping the scores is as fast or faster (tools/bench_attention.py, two cores with AVX-512: chunks
+    have 0.95 × its throughput at 512, 0.9 × at 1,024; with dropout 1.0 × and 0.67 ×). Beyond, their memory decides:
+    alone, chunks have 0.95 × (0.7 ×) at 2,048, in a training step 1.28 × (tools/bench_encoders.py).
     """
     return "reference" if T * S <= 1024 * 1024 else "xla_chunked"
