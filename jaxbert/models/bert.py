@@ -4,7 +4,6 @@ Post-norm blocks; the layers are stacked on a leading axis and scanned, so compi
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from flax import nnx
 
 from jaxbert.config import Model
 from jaxbert.errors import BadInput
-from jaxbert.models import heads, layers, stack
+from jaxbert.models import encoder, heads, layers, stack
 from jaxbert.models.embeddings import Embeddings
 from jaxbert.ops.attention.api import dot_product_attention
 from jaxbert.ops.dropout import dropout
@@ -110,7 +109,7 @@ class Block(nnx.Module):
         return self.feed_forward_norm(x_BTD + dropout(f_BTD, config.hidden_dropout, keys[2]))
 
 
-class Bert(nnx.Module):
+class Bert(encoder.Encoder):
     """The encoder: embeddings, norm, `num_layers` equal blocks."""
 
     packs = True  # attention stays within segments and positions restart, so several documents share a row
@@ -137,33 +136,6 @@ class Bert(nnx.Module):
         self.embedding_norm = layers.LayerNorm(config.hidden_size, epsilon=config.norm_epsilon)
         self.blocks = stack.stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.config, self.vocab_size = config, vocab_size
-
-    @property
-    def embedding_VD(self) -> jax.Array:
-        """The word table with its padded rows, (V, D)."""
-        return self.embeddings.word_VD[...]
-
-    def __call__(
-        self,
-        batch: dict[str, jax.Array],
-        *,
-        key: jax.Array | None = None,
-        dtype: Any = None,
-        collect: tuple[str, ...] = (),
-        positions_BP: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Final states (B, T, D) in `dtype` (None: the parameters'), and what `collect` names.
-
-        With `positions_BP` the final states are those of these positions, (B, P, D).
-        `collect=("hidden_states",)` gives (layers + 1, B, T, D): the embedding output, then each block's.
-        `key` None: deterministic. Positions past `max_positions` are the caller's error (prepare and train check).
-        """
-        config = self.config
-        dtype = dtype or self.embeddings.word_VD[...].dtype
-        x_BTD = self.embedding_norm(self.embeddings(batch, dtype))
-        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        x_BTD = dropout(x_BTD, config.hidden_dropout, embedding_key)
-        return stack.run(self.blocks, x_BTD, batch, config, key=blocks_key, collect=collect, positions_BP=positions_BP)
 
 
 Encoder = Bert

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxbert.config import Model
 from jaxbert.errors import BadInput
-from jaxbert.models import heads, layers, stack
+from jaxbert.models import encoder, heads, layers, stack
 from jaxbert.models.embeddings import Embeddings
 from jaxbert.ops.attention.api import dot_product_attention
 from jaxbert.ops.dropout import dropout
@@ -282,7 +282,7 @@ def _framed(x_BT: jax.Array, size: int, outside: int = 0) -> jax.Array:
     return jnp.pad(x_BT, ((0, 0), (half, half), *((0, 0),) * (x_BT.ndim - 2)), constant_values=outside)
 
 
-class ConvBert(nnx.Module):
+class ConvBert(encoder.Encoder):
     """The encoder: embeddings, norm, projection where the tables are narrower, `num_layers` equal blocks."""
 
     packs = True  # attention and convolutions stay within segments and positions restart
@@ -306,39 +306,20 @@ class ConvBert(nnx.Module):
         self.blocks = stack.stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.config, self.vocab_size = config, vocab_size
 
-    @property
-    def embedding_VD(self) -> jax.Array:
-        """The word table with its padded rows, (V, E)."""
-        return self.embeddings.word_VD[...]
-
-    def __call__(
-        self,
-        batch: dict[str, jax.Array],
-        *,
-        key: jax.Array | None = None,
-        dtype: Any = None,
-        collect: tuple[str, ...] = (),
-        positions_BP: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Final states (B, T, D) in `dtype` (None: the parameters'), and what `collect` names.
-
-        With `positions_BP` the final states are those of these positions, (B, P, D).
-        `collect=("hidden_states",)` gives (layers + 1, B, T, D): the first block's input, then each block's output.
-        `key` None: deterministic. Raises BadInput for several documents a row in mask_mode "reference".
-        """
-        config = self.config
-        reads_padding = config.mask_mode == "reference"
+    def prepare(self, batch: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
+        """With the taps that each token sees. Raises BadInput for several documents a row in mask_mode "reference"."""
+        reads_padding = self.config.mask_mode == "reference"
         if reads_padding:
             layers.require_one_document(batch, "model.mask_mode 'reference' reads padding as the published code does")
-        dtype = dtype or self.embeddings.word_VD[...].dtype
-        x_BTD = self.embedding_norm(self.embeddings(batch, dtype))
-        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        x_BTD = dropout(x_BTD, config.hidden_dropout, embedding_key)
-        if config.embedding_size != config.hidden_size:
-            x_BTD = layers.project(x_BTD, self.project_ED, self.project_bias_D)
-        visible_BTK = visible_taps(batch["segment_ids_BT"], config.kernel_size, reads_padding=reads_padding)
-        batch = {**batch, "visible_BTK": visible_BTK}  # once, not in every layer
-        return stack.run(self.blocks, x_BTD, batch, config, key=blocks_key, collect=collect, positions_BP=positions_BP)
+        visible_BTK = visible_taps(batch["segment_ids_BT"], self.config.kernel_size, reads_padding=reads_padding)
+        return {**batch, "visible_BTK": visible_BTK}
+
+    def embed(self, batch: dict[str, jax.Array], dtype: Any, key: jax.Array | None) -> jax.Array:
+        """As the protocol's, then the projection."""
+        x_BTE = super().embed(batch, dtype, key)
+        if self.config.embedding_size == self.config.hidden_size:
+            return x_BTE
+        return layers.project(x_BTE, self.project_ED, self.project_bias_D)
 
 
 def _check(config: Config) -> None:

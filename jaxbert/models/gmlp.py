@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxbert.config import Model
 from jaxbert.errors import BadInput
-from jaxbert.models import heads, layers, stack
+from jaxbert.models import encoder, heads, layers, stack
 from jaxbert.models.embeddings import WordEmbeddings
 from jaxbert.ops.attention.api import dot_product_attention
 from jaxbert.ops.dropout import dropout
@@ -40,9 +40,13 @@ class Config(Model):
     # Neither public implementation (lucidrains, timm) drops anything within a block. If set: of the embeddings and of
     # every block's output before the residual; the heads for texts and tokens read it too.
     hidden_dropout: float = 0.0
-    norm_epsilon: float = (
-        1e-5  # the paper gives none; PyTorch's own, which lucidrains uses everywhere and timm in gates
-    )
+    # The paper gives none; PyTorch's own, which lucidrains uses everywhere and timm in gates.
+    norm_epsilon: float = 1e-5
+
+    @property
+    def longest_row(self) -> int | None:
+        """A dense matrix has no weights beyond n, a Toeplitz one is defined for any length."""
+        return self.max_positions if self.spatial == "dense" else None
 
 
 def _size(num_layers: int, hidden_size: int, feed_forward_size: int, attention_size: int, n: int) -> dict[str, int]:
@@ -194,7 +198,7 @@ class Block(nnx.Module):
         return x_BTD + dropout(y_BTD, self.config.hidden_dropout, key)
 
 
-class Gmlp(nnx.Module):
+class Gmlp(encoder.Encoder):
     """The encoder: word embeddings, `num_layers` equal blocks, a norm."""
 
     packs = True  # every product stays within segments, and offsets and biases count from a segment's start
@@ -214,38 +218,20 @@ class Gmlp(nnx.Module):
         self.norm = layers.LayerNorm(D, epsilon=config.norm_epsilon)
         self.config, self.vocab_size = config, vocab_size
 
-    @property
-    def embedding_VD(self) -> jax.Array:
-        """The word table with its padded rows, (V, D)."""
-        return self.embeddings.word_VD[...]
+    def prepare(self, batch: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
+        """In mask_mode "reference" padding is text: raises BadInput for several documents a row then."""
+        if self.config.mask_mode == "exact":
+            return batch
+        layers.require_one_document(batch, "model.mask_mode=reference reads padding, as gMLP's public code does")
+        return {**batch, "segment_ids_BT": jnp.ones_like(batch["segment_ids_BT"])}
 
-    def __call__(
-        self,
-        batch: dict[str, jax.Array],
-        *,
-        key: jax.Array | None = None,
-        dtype: Any = None,
-        collect: tuple[str, ...] = (),
-        positions_BP: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Final states (B, T, D) in `dtype` (None: the parameters'), after the norm, and what `collect` names.
+    def embed(self, batch: dict[str, jax.Array], dtype: Any, key: jax.Array | None) -> jax.Array:
+        """The words' embeddings, without a norm."""
+        return dropout(self.embeddings(batch, dtype), self.config.hidden_dropout, key)
 
-        With `positions_BP` the final states are those of these positions, (B, P, D).
-        `collect=("hidden_states",)` gives (layers + 1, B, T, D): the embeddings, then each block's output before the
-        norm. `key` None: deterministic. Raises BadInput for packed rows in mask_mode "reference" and for rows that a
-        dense spatial product is too small for.
-        """
-        config = self.config
-        if config.mask_mode == "reference":  # padding is text
-            layers.require_one_document(batch, "model.mask_mode=reference reads padding, as gMLP's public code does")
-            batch = dict(batch, segment_ids_BT=jnp.ones_like(batch["segment_ids_BT"]))
-        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        x_BTD = self.embeddings(batch, dtype or self.embeddings.word_VD[...].dtype)
-        x_BTD = dropout(x_BTD, config.hidden_dropout, embedding_key)
-        x_BTD, extras = stack.run(
-            self.blocks, x_BTD, batch, config, key=blocks_key, collect=collect, positions_BP=positions_BP
-        )
-        return self.norm(x_BTD), extras
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        """Normed."""
+        return self.norm(x_BTD)
 
 
 Encoder = Gmlp

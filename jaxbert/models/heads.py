@@ -1,4 +1,4 @@
-"""Heads. They see only the encoder protocol: final states x_BTD and the word table `embedding_VD`."""
+"""Heads. They see only the encoder protocol (encoder.py): final states x_BTD and the word table `embedding_VD`."""
 
 from typing import Any
 

@@ -43,7 +43,7 @@ from flax import nnx
 
 from jaxbert.config import Model
 from jaxbert.errors import BadInput
-from jaxbert.models import heads, layers, stack
+from jaxbert.models import encoder, heads, layers, stack
 from jaxbert.models.embeddings import WordEmbeddings
 from jaxbert.ops.dropout import dropout
 from jaxbert.ops.segment_mixing.api import segment_mixing
@@ -237,7 +237,7 @@ class Block(nnx.Module):
         return x_BTD + dropout(f_BTD, config.hidden_dropout, keys[1])
 
 
-class HyperMixer(nnx.Module):
+class HyperMixer(encoder.Encoder):
     """The encoder: word embeddings, norm, `num_layers` equal blocks, norm."""
 
     packs = True  # sums stay within segments and positions restart, so several documents share a row
@@ -259,35 +259,13 @@ class HyperMixer(nnx.Module):
         self.norm = layers.LayerNorm(D, epsilon=config.norm_epsilon)
         self.config, self.vocab_size = config, vocab_size
 
-    @property
-    def embedding_VD(self) -> jax.Array:
-        """The word table with its padded rows, (V, D)."""
-        return self.embeddings.word_VD[...]
+    def prepare(self, batch: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
+        """With the positions' sinusoids."""
+        return {**batch, "positions_BTD": sinusoids(self.config, batch, dtype)}
 
-    def __call__(
-        self,
-        batch: dict[str, jax.Array],
-        *,
-        key: jax.Array | None = None,
-        dtype: Any = None,
-        collect: tuple[str, ...] = (),
-        positions_BP: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Final states (B, T, D) in `dtype` (None: the parameters'), after the norm, and what `collect` names.
-
-        With `positions_BP` the final states are those of these positions, (B, P, D).
-        `collect=("hidden_states",)` gives (layers + 1, B, T, D): the embeddings after their norm, then each block's
-        output before the last norm. `key` None: deterministic.
-        """
-        config = self.config
-        dtype = dtype or self.embeddings.word_VD[...].dtype
-        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        x_BTD = dropout(self.embedding_norm(self.embeddings(batch, dtype)), config.hidden_dropout, embedding_key)
-        batch = {**batch, "positions_BTD": sinusoids(config, batch, dtype)}  # once, not in every layer
-        x_BTD, extras = stack.run(
-            self.blocks, x_BTD, batch, config, key=blocks_key, collect=collect, positions_BP=positions_BP
-        )
-        return self.norm(x_BTD), extras
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        """Normed."""
+        return self.norm(x_BTD)
 
 
 Encoder = HyperMixer

@@ -31,7 +31,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxbert.config import Model
 from jaxbert.errors import BadInput
-from jaxbert.models import heads, layers, stack
+from jaxbert.models import encoder, heads, layers, stack
 from jaxbert.models.embeddings import Embeddings
 from jaxbert.ops.dropout import dropout
 from jaxbert.ops.long_conv import api
@@ -245,7 +245,7 @@ class Block(nnx.Module):
         )
 
 
-class MonarchMixer(nnx.Module):
+class MonarchMixer(encoder.Encoder):
     """The encoder: embeddings, norm, `num_layers` equal blocks."""
 
     packs = False  # see the top of this file
@@ -275,26 +275,8 @@ class MonarchMixer(nnx.Module):
         self.blocks = stack.stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.config, self.vocab_size = config, vocab_size
 
-    @property
-    def embedding_VD(self) -> jax.Array:
-        """The word table with its padded rows, (V, D)."""
-        return self.embeddings.word_VD[...]
-
-    def __call__(
-        self,
-        batch: dict[str, jax.Array],
-        *,
-        key: jax.Array | None = None,
-        dtype: Any = None,
-        collect: tuple[str, ...] = (),
-        positions_BP: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Final states (B, T, D) in `dtype` (None: the parameters'), and what `collect` names.
-
-        With `positions_BP` the final states are those of these positions, (B, P, D).
-        `collect=("hidden_states",)` gives (layers + 1, B, T, D): the embedding output, then each block's.
-        `key` None: deterministic. Raises BadInput if rows may hold several documents, or are over `max_positions`.
-        """
+    def prepare(self, batch: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
+        """Raises BadInput if rows may hold several documents, or are over `max_positions`."""
         config, length = self.config, batch["input_ids_BT"].shape[1]
         layers.require_one_document(batch, "M2-BERT convolves the whole row (model.name m2_…)")
         if length > config.max_positions:
@@ -302,11 +284,7 @@ class MonarchMixer(nnx.Module):
                 f"model.max_positions: {config.max_positions}, but rows have {length} tokens; the filters end there: "
                 "shorten the rows or take a size for longer ones (m2_80M_2k, m2_80M_8k, m2_80M_32k)"
             )
-        dtype = dtype or self.embeddings.word_VD[...].dtype
-        x_BTD = self.embedding_norm(self.embeddings(batch, dtype))
-        embedding_key, blocks_key = (None, None) if key is None else jax.random.split(key)
-        x_BTD = dropout(x_BTD, config.hidden_dropout, embedding_key)
-        return stack.run(self.blocks, x_BTD, batch, config, key=blocks_key, collect=collect, positions_BP=positions_BP)
+        return batch
 
 
 Encoder = MonarchMixer
