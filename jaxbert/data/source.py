@@ -168,12 +168,14 @@ def read_documents(directory: Path, split: str, numbers: Sequence[int] | None = 
 
 
 def position_ids(segment_ids_RT: np.ndarray) -> np.ndarray:
-    """Positions that restart at 0 in each segment, 0 in padding; int32 (R, T)."""
+    """Positions that restart at 0 in each segment and count on in the padding behind the last; int32 (R, T).
+
+    Published code that reads padding (mask_mode "reference") reads it at these positions; otherwise nobody does.
+    """
     at_T = np.arange(segment_ids_RT.shape[1], dtype=np.int32)
     begins_RT = np.ones(segment_ids_RT.shape, bool)
-    begins_RT[:, 1:] = segment_ids_RT[:, 1:] != segment_ids_RT[:, :-1]
-    start_RT = np.maximum.accumulate(np.where(begins_RT, at_T, 0), axis=1)
-    return np.where(segment_ids_RT > 0, at_T - start_RT, 0).astype(np.int32)
+    begins_RT[:, 1:] = (segment_ids_RT[:, 1:] != segment_ids_RT[:, :-1]) & (segment_ids_RT[:, 1:] > 0)
+    return at_T - np.maximum.accumulate(np.where(begins_RT, at_T, 0), axis=1)
 
 
 def permute(index: np.ndarray, size: int, seed: int) -> np.ndarray:

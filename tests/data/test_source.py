@@ -42,9 +42,9 @@ def test_damaged_rows_are_refused_with_the_file_and_the_remedy(rows_folder, dama
         source.Rows(rows_folder)
 
 
-def test_positions_restart_in_each_segment_and_are_zero_in_padding():
-    segments = np.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]])
-    expected = [[0, 1, 2, 0, 1, 0, 0, 0], [0, 0, 1, 2, 3, 4, 5, 6]]
+def test_positions_restart_in_each_segment_and_count_on_in_padding():
+    segments = np.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 0]])
+    expected = [[0, 1, 2, 0, 1, 0, 1, 2], [0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert source.position_ids(segments).tolist() == expected
     assert source.position_ids(segments).dtype == np.int32
 
