@@ -94,7 +94,7 @@ class Model:
     name: str = "bert_mini"
     num_layers: int | None = None
     hidden_size: int | None = None
-    max_positions: int | None = None  # the longest row
+    max_positions: int | None = None
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     hidden_dropout: float = 0.1
     norm_epsilon: float = 1e-12
@@ -103,6 +103,11 @@ class Model:
     rematerialize: Literal["none", "dots", "full"] = "none"  # products that the backward pass computes again
     unroll: int = 1  # layers that a step of the scan holds: all of a small model's on a CPU run 5 % faster
     initialize_from: str = ""  # a run, a step of it (`runs/a@1000`) or an imported folder: weights only, a new run
+
+    @property
+    def longest_row(self) -> int | None:
+        """Tokens of the longest row that the encoder reads; None: any length."""
+        return self.max_positions
 
 
 @dataclasses.dataclass(frozen=True)

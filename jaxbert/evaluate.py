@@ -113,8 +113,8 @@ def mask_probabilities(trained: runs.Run, text: str) -> np.ndarray:
     positions_P = np.flatnonzero(ids_T == tokenizer.mask_id)
     if not len(positions_P):
         raise BadInput(f"--fill: {text!r} has no [MASK]; write [MASK] where a token is to be predicted")
-    most = getattr(model, "max_positions", len(ids_T))
-    if len(ids_T) > most:
+    most = model.longest_row
+    if most is not None and len(ids_T) > most:
         raise BadInput(f"--fill: {len(ids_T)} tokens are over model.max_positions {most}; give a shorter text")
     batch = {
         "input_ids_BT": ids_T[None],

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 def check_recipe(config: Config) -> None:
     """What can be known to be wrong before anything expensive. Raises BadInput."""
     row_length, piece_length = config.data.row_length, config.evaluation.piece_length
-    positions = getattr(config.model, "max_positions", None)
+    positions = config.model.longest_row
     for name, value in (("data.row_length", row_length), ("evaluation.piece_length", piece_length)):
         if positions is not None and value > positions:
             raise BadInput(f"{name}: {value}, but {config.model.name} has {positions} positions; give no more")

@@ -168,10 +168,9 @@ def _say_what_runs(
 
 def _check_fits(settings: config.Config, corpus: dict[str, Any]) -> None:
     """The recipe against the model's positions and against what the corpus was prepared with."""
-    if settings.data.row_length > settings.model.max_positions:
-        raise BadInput(
-            f"data.row_length: {settings.data.row_length} is over model.max_positions {settings.model.max_positions}"
-        )
+    longest = settings.model.longest_row
+    if longest is not None and settings.data.row_length > longest:
+        raise BadInput(f"data.row_length: {settings.data.row_length} is over model.max_positions {longest}")
     for section in ("tokenizer", "evaluation"):
         for name, ours in config.to_dict(getattr(settings, section)).items():
             theirs = corpus["recipe"].get(f"{section}.{name}", ours)

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxbert import checkpoint, config, runs, train
+from jaxbert import checkpoint, config, evaluate, runs, train
 from jaxbert.data.source import rows_of_step
 from jaxbert.errors import BadInput, Diverged
+from jaxbert.models import gmlp
 from jaxbert.objectives.mlm import MaskedLanguageModelling
 
 TIMES = ("tokens_per_second", "flops_utilization", "data_wait_fraction")  # what no two runs share
@@ -239,6 +240,16 @@ def test_weights_of_other_sizes_are_refused_by_name(tiny_corpus: config.Config, 
 def test_rows_longer_than_the_models_positions_are_refused(tiny_corpus: config.Config, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"data.row_length: 128 .*model.max_positions 96"):
         train.train(change(tiny_corpus, data={"row_length": 128}), tmp_path / "run")
+
+
+def test_a_toeplitz_matrix_reads_rows_over_its_positions(tiny_corpus: config.Config, tmp_path: Path) -> None:
+    model = gmlp.Config("gmlp", 1, 16, feed_forward_size=32, attention_size=0, max_positions=24)
+    settings = dataclasses.replace(change(tiny_corpus, train={"steps": 1}), model=model)
+    train.train(settings, tmp_path / "run")
+    assert evaluate.fill(runs.load_run(tmp_path / "run"), "[MASK]" * 120)
+    dense = dataclasses.replace(settings, model=dataclasses.replace(model, spatial="dense"))
+    with pytest.raises(BadInput, match=r"data.row_length: 64 .*model.max_positions 24"):
+        train.train(dense, tmp_path / "dense")
 
 
 def test_a_recipe_with_another_tokenizer_than_the_corpuss_is_refused(
