@@ -26,7 +26,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(WORKERS)
 
-test-slow: $(VENV)/ready
+test-slow: $(VENV)/slow
 	$(BIN)/python -m pytest -m slow $(WORKERS)
 
 lint: $(VENV)/ready
@@ -40,6 +40,16 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install --quiet --retries 0 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu \
 	  "torch==2.13.0+cpu" || $(BIN)/pip install --quiet "torch==2.13.0"
 	$(BIN)/pip install --quiet -e ".[prepare,torch,tensorboard,test]"
+	touch $@
+
+# What only slow tests need: the Trainer's accelerate, and an older transformers in an environment of its own, whose
+# PyTorch is the other's.
+$(VENV)/slow: $(VENV)/ready
+	$(BIN)/pip install --quiet -e ".[bench]"
+	$(BIN)/python -m venv $(VENV)/transformers457
+	$(VENV)/transformers457/bin/pip install --quiet "transformers==4.57.6"
+	packages='import site; print(site.getsitepackages()[0])'; $(BIN)/python -c "$$packages" \
+	  > $$($(VENV)/transformers457/bin/python -c "$$packages")/torch.pth
 	touch $@
 
 clean:

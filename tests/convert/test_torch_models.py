@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -30,9 +31,7 @@ CASES = {name: size for name, size in SMALL.items() if hasattr(exporter(size.nam
 FAMILIES = {size.name: name for name, size in CASES.items()}  # one case of each
 LENGTHS = {"padded": (1, 7, POSITIONS, 23), "full rows": (17, 17)}
 LABELS = 3
-OLD = os.environ.get(
-    "JAXBERT_TRANSFORMERS_457", "/tmp/venv457/bin/python"
-)  # an environment with the older transformers
+OLD = Path(sys.prefix) / "transformers457/bin/python"  # an environment with the older transformers
 TEXT_HEAD = [
     Row("pooler/kernel_DD", "pooler.dense.weight", "transpose"),
     Row("pooler/bias_D", "pooler.dense.bias"),
@@ -266,7 +265,7 @@ def test_a_larger_vocabulary_keeps_the_old_words_logits_and_stays_tied(case):
 @pytest.mark.parametrize("auto", ["AutoModelForMaskedLM", *HEADS])
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_a_trainer_trains_and_what_it_saves_loads(name, auto, tmp_path):
-    pytest.importorskip("accelerate", reason="the Trainer needs it: pip install -e .[bench]")
+    pytest.importorskip("accelerate", reason="the Trainer needs it; make test-slow installs it")
     write_folder(CASES[name], tmp_path / "model", "float32")
     model = load(tmp_path / "model", auto, dtype="float32")
     batch = theirs(batch_of(LENGTHS["padded"]))
@@ -302,7 +301,7 @@ def test_a_trainer_trains_and_what_it_saves_loads(name, auto, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path(OLD).exists(), reason=f"no environment with transformers 4.57 (python at {OLD})")
+@pytest.mark.skipif(not OLD.exists(), reason="no environment with transformers 4.57; make test-slow makes it")
 def test_transformers_4_57_loads_saves_and_computes_the_same(case, tmp_path):
     size, folder = case
     batch = batch_of(LENGTHS["padded"])
