@@ -41,6 +41,7 @@ class Clean:
     languages: tuple[str, ...] = ()  # accepted; empty: `corpus.language` alone
     language_threshold: float = 0.5  # least probability of an accepted language
     duplicates: Literal["off", "document", "paragraph"] = "paragraph"  # paragraph: also repeated paragraphs go
+    near_duplicates: float = 0.0  # least Jaccard similarity of word 5-grams at which the later goes (0.8); 0: off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Corpus:
     licence: str = ""  # of files that carry none themselves; goes into the model card
     attribution: str = ""
     workers: int = 0  # processes; 0: one a core
+    remove: tuple[str, ...] = ()  # files of ids, URLs and hashes, a line each, of documents that must not be there
     clean: Clean = Clean()
 
 

@@ -7,6 +7,7 @@ Beside it, stages/<folder>.json records the recipe fields and the input that it 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
@@ -117,6 +118,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _sync(beside)
     beside.rename(path)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
