@@ -1,7 +1,7 @@
 """Cleaning: repair, control characters, paragraph filters, language, exact duplicates; every outcome is counted.
 
-`clean_block` is pure and runs in worker processes; what depends on other documents or on lists (`Removal`, `Duplicates`,
-near.py) is applied after it, in input order, so the result does not depend on the number of workers.
+`clean_block` is pure and runs in worker processes; what depends on other documents or on lists (`Removal`,
+`Duplicates`, near.py) is applied after it, in input order, so the result does not depend on the number of workers.
 """
 
 import collections

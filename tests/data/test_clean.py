@@ -283,7 +283,7 @@ LISTED = Document("Unha frase  longa\n", "a/b.txt#7", "a", {"url": "https://exam
         "  W-7\t",
         hashlib.sha256(LISTED.text.encode()).hexdigest(),
         hashlib.sha256(LISTED.text.encode()).hexdigest().upper(),
-        xxhash.xxh3_128_hexdigest("Unha frase longa".encode()),
+        xxhash.xxh3_128_hexdigest(b"Unha frase longa"),
     ],
 )
 def test_a_line_names_a_document_by_id_file_url_or_hash(tmp_path, line):
