@@ -35,6 +35,9 @@ class Clean:
 
     repair: bool = True  # mojibake and HTML entities (ftfy), then Unicode NFC
     control_characters: bool = True  # remove control characters and NUL, keep newlines and tabs
+    mask_emails: bool = False  # → name@example.org
+    mask_phones: bool = False  # digits → 0: of numbers with + or 00, or after "tel." and the like
+    mask_identity_numbers: bool = False  # digits → 0: identity, account and card numbers whose checksum fits
     min_words: int = 4  # of a paragraph; 0: off
     min_letters: float = 0.62  # share of letters among a paragraph's non-space characters; 0: off
     identify_language: bool = True  # off for languages that the identifier does not know

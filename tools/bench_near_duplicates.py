@@ -4,8 +4,8 @@
     python tools/bench_near_duplicates.py [--config=configs/demo_gl.py] [--documents=5000] [--json=FILE]
 
 Documents are those of the recipe, cleaned and without exact duplicates, as many as asked for (in any language: the demo
-has 4,500 in Galician), and as many copies of them again, each edited until it is about 0.5 to 1 similar to its original:
-words replaced, a passage cut out, a passage of another document put in. Truth is the Jaccard similarity of sets of word
+has 4,500 in Galician), and as many copies of them again, each edited to be about 0.5 to 1 similar to its original:
+words replaced, a passage cut out, or one of other documents put in. Truth is the Jaccard similarity of sets of word
 5-grams, as tuples of strings, of all pairs: which documents have an earlier one that stays at 0.8 or more.
 
 Recall: of these, how many we reject. False positives: of the others, how many we reject. Both of all documents, and of
@@ -75,7 +75,7 @@ def exact_sets(texts: list[str]) -> list[set[tuple[str, ...]]]:
 
 
 def exact_rejections(sets: list[set[tuple[str, ...]]]) -> np.ndarray:
-    """Whether each document is at least THRESHOLD similar to an earlier one that stays: every pair, by common shingles."""
+    """Whether each is at least THRESHOLD similar to an earlier one that stays: every pair, by common shingles."""
     rejected = np.zeros(len(sets), bool)
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)  # of a shingle, among those that stay
     for number, shingles in enumerate(sets):
@@ -153,7 +153,7 @@ def main() -> None:
     results = {}
     contestants = {"ours": lambda: ours(texts).near >= 0, "datasketch": lambda: datasketch(texts)}
     near.sign(["warm"], 5)  # tables
-    for turn in range(flags.rounds):
+    for _ in range(flags.rounds):
         for name in list(contestants):
             start = time.perf_counter()
             try:

@@ -1,4 +1,4 @@
-"""Cleaning: repair, control characters, paragraph filters, language, exact duplicates; every outcome is counted.
+"""Cleaning: repair, control characters, personal data, paragraphs, language, duplicates; every outcome is counted.
 
 `clean_block` is pure and runs in worker processes; what depends on other documents or on lists (`Removal`,
 `Duplicates`, near.py) is applied after it, in input order, so the result does not depend on the number of workers.
@@ -21,6 +21,7 @@ from ftfy.badness import is_bad
 from ftfy.chardata import LIGATURES, WIDTH_MAP
 
 from jaxbert.config import Clean, Corpus
+from jaxbert.data import personal
 from jaxbert.data.readers import Document, Unread
 from jaxbert.errors import BadInput
 
@@ -54,7 +55,8 @@ class Cleaned:
     languages: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # what the paragraphs rejected for their language were taken for → paragraphs; "unsure": accepted, but improbable
     changed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    # "repaired_lines", "control_characters" (NUL among them), "nul_bytes" → how many
+    # "repaired_lines", "control_characters" (NUL among them), "nul_bytes", "masked_emails", "masked_phones",
+    # "masked_identity_numbers" → how many
     signature: tuple[np.ndarray, np.ndarray] | None = None  # of a kept document, from near.py: keys, shingles
 
 
@@ -96,7 +98,8 @@ def _clean(original: str, corpus: Corpus) -> Cleaned:
         text, result.changed["repaired_lines"] = repair(text)
     if steps.control_characters:
         text, result.changed["control_characters"] = remove_control_characters(text)
-    result.changed = +result.changed  # without zeros
+    text, masked = personal.mask(text, steps.mask_emails, steps.mask_phones, steps.mask_identity_numbers)
+    result.changed = +(result.changed + masked)  # without zeros
     paragraphs = [p for line in text.splitlines() if (p := line.strip())]
     if not paragraphs:
         result.fate = "empty"

@@ -12,6 +12,11 @@ input, so that the result does not depend on the number of workers. Shingles (4 
 (8 bytes a band) and groups (8 bytes a band) lie on disk; in memory are 17 bytes a document, 32 more while a band is
 sorted, and at most CHUNK documents' candidates.
 
+Measured on 5,000 documents of the demo's packages and as many edited copies (14.9 MB; tools/bench_near_duplicates.py,
+threshold 0.8, two busy cores): of 1,744 documents to reject by the exact similarity of all pairs, 2 stay (recall 0.999;
+of the 176 copies that are 0.80 to 0.82 similar to their original, none); of 8,256 to stay, none goes. 16 MB/s in one
+process, 11 to 14 × datasketch with 128 permutations and its own bands, whose recall is 0.83 with 3 % of wrong ones.
+
 MinHash: Broder 1997, "On the resemblance and containment of documents"; bands: Leskovec, Rajaraman, Ullman, "Mining of
 Massive Datasets", §3.4.
 """
