@@ -30,6 +30,24 @@ FAMILIES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Repetition:
+    """Limits of Rae et al. 2021 (arXiv:2112.11446, table A1) over which a document is rejected; shares of it."""
+
+    filter: bool = False
+    duplicate_lines: float = 0.30
+    duplicate_line_characters: float = 0.20
+    top_2_gram: float = 0.20  # characters in the most frequent n-gram
+    top_3_gram: float = 0.18
+    top_4_gram: float = 0.16
+    duplicate_5_grams: float = 0.15  # characters in n-grams that were there before
+    duplicate_6_grams: float = 0.14
+    duplicate_7_grams: float = 0.13
+    duplicate_8_grams: float = 0.12
+    duplicate_9_grams: float = 0.11
+    duplicate_10_grams: float = 0.10
+
+
+@dataclasses.dataclass(frozen=True)
 class Clean:
     """What happens to a document's text, in this order. Every step can be switched off, and every step counts."""
 
@@ -43,6 +61,7 @@ class Clean:
     identify_language: bool = True  # off for languages that the identifier does not know
     languages: tuple[str, ...] = ()  # accepted; empty: `corpus.language` alone
     language_threshold: float = 0.5  # least probability of an accepted language
+    repetition: Repetition = Repetition()
     duplicates: Literal["off", "document", "paragraph"] = "paragraph"  # paragraph: also repeated paragraphs go
     near_duplicates: float = 0.0  # least Jaccard similarity of word 5-grams at which the later goes (0.8); 0: off
 

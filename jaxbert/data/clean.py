@@ -21,7 +21,7 @@ from ftfy.badness import is_bad
 from ftfy.chardata import LIGATURES, WIDTH_MAP
 
 from jaxbert.config import Clean, Corpus
-from jaxbert.data import personal
+from jaxbert.data import personal, repetition
 from jaxbert.data.readers import Document, Unread
 from jaxbert.errors import BadInput
 
@@ -33,6 +33,7 @@ FATES = (
     "unreadable",  # a broken file or the rest of a broken archive: an Unread
     "no_paragraph_left",  # every paragraph had too few words or letters
     "language",  # no paragraph left, and more text went for its language than for all else
+    "repetition",  # it repeats itself: over a limit of corpus.clean.repetition
     "duplicate",  # as a whole, or every paragraph of it
     "near_duplicate",  # of an earlier document of its split
     "near_validation",  # of training, but near a held-out document
@@ -50,8 +51,8 @@ class Cleaned:
     detail: str = ""  # the language it was taken for, the error, of what it is a duplicate
     own_hash: str = ""  # hex, of its own cleaned text, before paragraphs that others have too are taken out
     paragraphs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    # outcome → paragraphs: "kept", "too_few_words", "too_few_letters", "language", "duplicate", "near_duplicate",
-    # "removed"; they add up
+    # outcome → paragraphs: "kept", "too_few_words", "too_few_letters", "language", "repetition", "duplicate",
+    # "near_duplicate", "removed"; they add up
     languages: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # what the paragraphs rejected for their language were taken for → paragraphs; "unsure": accepted, but improbable
     changed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -123,6 +124,8 @@ def _clean(original: str, corpus: Corpus) -> Cleaned:
     if kept:
         result.text = "\n".join(kept)
         result.own_hash = _hash(result.text)
+        if steps.repetition.filter and (reason := repetition.reason(result.text, steps.repetition)):
+            return rejected(result, "repetition", reason, "repetition")
     elif lost["language"] > lost.total() / 2:
         result.fate, result.detail = "language", result.languages.most_common(1)[0][0]
     else:
