@@ -64,6 +64,7 @@ class Clean:
     repetition: Repetition = Repetition()
     duplicates: Literal["off", "document", "paragraph"] = "paragraph"  # paragraph: also repeated paragraphs go
     near_duplicates: float = 0.0  # least Jaccard similarity of word 5-grams at which the later goes (0.8); 0: off
+    boilerplate: int = 0  # documents that have a line, from which on it goes from all of them; 0: off
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus
-from jaxbert.data import clean, masking, near, packing, readers, source, stages
+from jaxbert.data import across, clean, masking, packing, readers, source, stages
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
@@ -82,7 +82,7 @@ def check_recipe(config: Config) -> None:
     if not config.corpus.language and Path(config.corpus.directory) == Path("data"):
         raise BadInput("corpus.language: empty; give the ISO 639-1 code of the text, such as sv")
     clean.check(config.corpus)
-    near.check(config.corpus)
+    across.check(config.corpus)
 
 
 def _check_row_length(row_length: int, piece_length: int) -> None:
@@ -219,8 +219,7 @@ def make_documents(
         shards = {split: stack.enter_context(source.Shards(folder, split)) for split in SPLITS}
         out = stack.enter_context(open(rejected / "rejected.jsonl", "wb")) if rejected else None
         documents = _cleaned_documents(corpus, found, workers, removal, duplicates)
-        if corpus.clean.near_duplicates:
-            documents = near.deduplicated(documents, corpus, folder, report, keep_texts=rejected is not None)
+        documents = across.judged(documents, corpus, folder, report, keep_texts=rejected is not None)
         for document, result in documents:
             result = duplicates.paragraph(result)
             fates[document.source][result.fate] += 1
@@ -278,10 +277,9 @@ def _cleaned_documents(
 
 
 def _clean(corpus: Corpus, block: list[readers.Document | readers.Unread]) -> list[clean.Cleaned]:
-    """`clean_block`, with what could not be read in its place, and signed where near duplicates are to be found."""
+    """`clean_block`, with what could not be read in its place, and what all documents together are judged by."""
     cleaned = clean.clean_block([d for d in block if isinstance(d, readers.Document)], corpus)
-    if corpus.clean.near_duplicates:
-        near.sign_kept(cleaned, corpus.clean.near_duplicates)
+    across.sign_kept(cleaned, corpus)
     in_order = iter(cleaned)
     return [
         next(in_order) if isinstance(d, readers.Document) else clean.Cleaned(text="", fate=d.reason, detail=d.detail)
@@ -479,10 +477,9 @@ def show_sample(config: Config, count: int, show: int) -> None:
     for block in stages.blocks(taken):
         pairs = zip(block, _clean(corpus, block), strict=True)
         results += [duplicates.document(removal.apply(d, r)) for d, r in pairs]
-    if corpus.clean.near_duplicates:
-        with tempfile.TemporaryDirectory() as temporary:
-            pairs = zip(taken, results, strict=True)
-            results = [r for _, r in near.deduplicated(pairs, corpus, Path(temporary), {}, keep_texts=False)]
+    with tempfile.TemporaryDirectory() as temporary:
+        pairs = zip(taken, results, strict=True)
+        results = [r for _, r in across.judged(pairs, corpus, Path(temporary), {}, keep_texts=False)]
     results = [duplicates.paragraph(r) for r in results]
     kept = [r.text for r in results if r.fate == "kept"]
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,7 +1,7 @@
 """Cleaning: repair, control characters, personal data, paragraphs, language, duplicates; every outcome is counted.
 
 `clean_block` is pure and runs in worker processes; what depends on other documents or on lists (`Removal`,
-`Duplicates`, near.py) is applied after it, in input order, so the result does not depend on the number of workers.
+`Duplicates`, across.py) is applied after it, in input order, so the result does not depend on the number of workers.
 """
 
 import collections
@@ -37,6 +37,7 @@ FATES = (
     "duplicate",  # as a whole, or every paragraph of it
     "near_duplicate",  # of an earlier document of its split
     "near_validation",  # of training, but near a held-out document
+    "boilerplate",  # every line is in many documents
     "removed",  # named in corpus.remove; comes before every other fate
     "error",  # cleaning it raised
 )
@@ -52,13 +53,13 @@ class Cleaned:
     own_hash: str = ""  # hex, of its own cleaned text, before paragraphs that others have too are taken out
     paragraphs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # outcome → paragraphs: "kept", "too_few_words", "too_few_letters", "language", "repetition", "duplicate",
-    # "near_duplicate", "removed"; they add up
+    # "near_duplicate", "boilerplate", "removed"; they add up
     languages: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # what the paragraphs rejected for their language were taken for → paragraphs; "unsure": accepted, but improbable
     changed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # "repaired_lines", "control_characters" (NUL among them), "nul_bytes", "masked_emails", "masked_phones",
     # "masked_identity_numbers" → how many
-    signature: tuple[np.ndarray, np.ndarray] | None = None  # of a kept document, from near.py: keys, shingles
+    signature: tuple[np.ndarray, np.ndarray] | None = None  # of a kept document, of near.py
 
 
 def check(corpus: Corpus) -> None:

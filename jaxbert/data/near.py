@@ -21,27 +21,16 @@ MinHash: Broder 1997, "On the resemblance and containment of documents"; bands: 
 Massive Datasets", §3.4.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
-import pickle
 import sys
-import tempfile
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zstandard
-
-from jaxbert.config import Corpus
-from jaxbert.data import clean, stages
-from jaxbert.data.clean import Cleaned
-from jaxbert.data.readers import Document, Unread
-from jaxbert.errors import BadInput
 
 WORDS = 5  # of a shingle; a shorter document is one shingle
 HASHES = 60  # MinHashes of a document, in bands of `rows_of_band` each
@@ -188,13 +177,6 @@ def sign(texts: Sequence[str], rows: int) -> list[Signature]:
     return list(zip(keys, np.split(kept, ends[:-1]), strict=True)) if texts else []
 
 
-def sign_kept(block: list[Cleaned], threshold: float) -> None:
-    """Give every kept document of a block its signature."""
-    kept = [cleaned for cleaned in block if cleaned.fate == "kept"]
-    for cleaned, signature in zip(kept, sign([c.text for c in kept], rows_of_band(threshold)), strict=True):
-        cleaned.signature = signature
-
-
 # --- comparison ---
 
 
@@ -325,68 +307,3 @@ def _candidates(groups: list[tuple[np.ndarray, np.ndarray]], first: int, last: i
         row, column = np.nonzero(earlier[:, :CANDIDATES])
         found.append(places[row].astype(np.uint64) << _U(32) | other[row, column].astype(np.uint64))
     return np.unique(np.concatenate(found)), int(capped.sum())
-
-
-# --- the stage ---
-
-
-def check(corpus: Corpus) -> None:
-    """Raises BadInput for a threshold that this cannot work with."""
-    threshold = corpus.clean.near_duplicates
-    if threshold and not LEAST <= threshold <= 1:
-        raise BadInput(f"corpus.clean.near_duplicates: {threshold}; give {LEAST} to 1, or 0 to keep near duplicates")
-
-
-def deduplicated(
-    documents: Iterable[tuple[Document | Unread, Cleaned]],
-    corpus: Corpus,
-    folder: Path,
-    report: dict[str, Any],
-    *,
-    keep_texts: bool,
-) -> Iterator[tuple[Document | Unread, Cleaned]]:
-    """The same documents in the same order, near duplicates with the fate "near_duplicate" or "near_validation".
-
-    They wait in a file in `folder` (compressed, removed at the end) until all have been signed and compared. Texts of
-    rejected documents are kept if `keep_texts`. What was compared goes into `report`.
-    """
-    with (
-        tempfile.TemporaryDirectory(dir=folder, prefix="near-") as temporary,
-        contextlib.closing(Index(Path(temporary), corpus.clean.near_duplicates)) as index,
-    ):
-        waiting = Path(temporary) / "documents.zst"
-        with zstandard.open(waiting, "wb", cctx=zstandard.ZstdCompressor(level=1)) as file:
-            for document, cleaned in documents:
-                if cleaned.fate == "kept":
-                    assert cleaned.signature is not None
-                    split = clean.split_of(cleaned, corpus.validation_share)
-                    index.add(cleaned.signature, document.id, split == "validation")
-                cleaned = dataclasses.replace(cleaned, signature=None)
-                if not keep_texts:  # the input's text is only asked for when it is rejected
-                    document = dataclasses.replace(document, text="")
-                pickle.dump((document, cleaned), file, pickle.HIGHEST_PROTOCOL)
-        found = index.find()
-        rejected = int(np.count_nonzero(found.near >= 0))
-        stages.say(f"near duplicates: {rejected:,} of {len(index):,} documents, {found.compared:,} pairs compared")
-        report["near_duplicates"] = {"documents": len(index), "compared": found.compared, "capped": found.capped}
-        number = 0
-        with zstandard.open(waiting, "rb") as file:
-            while True:
-                try:
-                    document, cleaned = pickle.load(file)
-                except EOFError:
-                    break
-                if cleaned.fate == "kept":
-                    cleaned = _judged(cleaned, index, found, number)
-                    number += 1
-                yield document, cleaned
-
-
-def _judged(cleaned: Cleaned, index: Index, found: Found, number: int) -> Cleaned:
-    """A document, rejected if it is near an earlier one."""
-    other = int(found.near[number])
-    if other < 0:
-        return cleaned
-    across = index.is_validation(other) and not index.is_validation(number)
-    fate = "near_validation" if across else "near_duplicate"
-    return clean.rejected(cleaned, fate, f"{found.similarity[number]:.3f} {index.id(other)}", "near_duplicate")

@@ -3,12 +3,9 @@
 import random
 import re
 
-import numpy as np
 import pytest
 
-from jaxbert.config import Clean, Corpus
 from jaxbert.data import near
-from jaxbert.errors import BadInput
 from tests.pseudo_galician import documents
 
 
@@ -168,14 +165,3 @@ def test_bands_are_as_long_as_recall_allows():
         rows = near.rows_of_band(threshold)
         assert rows == 1 or 1 - (1 - threshold**rows) ** (near.HASHES // rows) >= near.RECALL
     assert (near.rows_of_band(0.8), near.rows_of_band(1.0)) == (5, 60)
-
-
-@pytest.mark.parametrize("threshold", [0.1, 1.01, -1.0])
-def test_a_threshold_that_cannot_work_is_refused(threshold):
-    with pytest.raises(BadInput, match=r"corpus\.clean\.near_duplicates: .*give 0\.4 to 1, or 0"):
-        near.check(Corpus(clean=Clean(near_duplicates=threshold)))
-
-
-def test_off_is_a_threshold_of_zero():
-    near.check(Corpus(clean=Clean()))
-    assert np.isclose(Clean().near_duplicates, 0)
