@@ -83,6 +83,9 @@ class Corpus:
     attribution: str = ""
     workers: int = 0  # processes; 0: one a core
     remove: tuple[str, ...] = ()  # files of ids, URLs and hashes, a line each, of documents that must not be there
+    benchmarks: tuple[str, ...] = ()  # files or folders of test data whose runs of words are looked for in documents
+    benchmark_words: int = 13  # of a run
+    benchmark_overlap: Literal["report", "remove"] = "report"  # what happens to documents that share one
     clean: Clean = Clean()
 
 

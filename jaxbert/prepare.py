@@ -40,7 +40,7 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus
-from jaxbert.data import across, clean, masking, packing, readers, source, stages
+from jaxbert.data import across, clean, masking, overlap, packing, readers, source, stages
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
@@ -83,6 +83,7 @@ def check_recipe(config: Config) -> None:
         raise BadInput("corpus.language: empty; give the ISO 639-1 code of the text, such as sv")
     clean.check(config.corpus)
     across.check(config.corpus)
+    overlap.check(config.corpus)
 
 
 def _check_row_length(row_length: int, piece_length: int) -> None:
@@ -166,6 +167,7 @@ def _documents_stage(directory: Path, config: Config, workers: int, keep_rejecte
     # Where it lies, who makes it and under which licence it stands changes no byte of the documents.
     left_out = ("directory", "workers", "licence", "attribution")
     recipe = {f"corpus.{k}": v for k, v in recipes.to_dict(corpus).items() if k not in left_out}
+    recipe["corpus.benchmarks"] = [f"{name} sha256:{overlap.digest(name)}" for name in corpus.benchmarks]
     recipe["corpus.remove"] = [f"{name} sha256:{stages.sha256(Path(name))}" for name in corpus.remove]
     if (directory / "documents").is_dir():
         report = stages.run_stage(directory, "documents", recipe, "", lambda folder: {})
@@ -211,6 +213,7 @@ def make_documents(
     paragraphs: Counter = Counter()
     languages: Counter = Counter()
     changed: Counter = Counter()
+    overlaps: Counter = Counter()
     splits = {split: Counter(documents=0, characters=0) for split in SPLITS}
     duplicates, removal = clean.Duplicates(corpus.clean.duplicates), clean.Removal(corpus)
     report: dict[str, Any] = {}
@@ -226,6 +229,8 @@ def make_documents(
             paragraphs.update(result.paragraphs)
             languages.update(result.languages)
             changed.update(result.changed)
+            if result.fate in ("kept", "benchmark"):
+                overlaps.update(result.overlaps.keys())
             if result.fate == "kept":
                 split = clean.split_of(result, corpus.validation_share)
                 record = _json_line({"text": result.text, **_identity(document)})
@@ -248,6 +253,7 @@ def make_documents(
         "paragraphs": dict(sorted(paragraphs.items())),
         "changed": dict(sorted(changed.items())),
         "languages_rejected": dict(languages.most_common()),
+        **({"benchmarks": overlap.report(corpus, overlaps)} if corpus.benchmarks else {}),
         **({"remove": removal.report()} if corpus.remove else {}),
         **report,
         "splits": {split: dict(count) for split, count in splits.items()},
@@ -277,8 +283,9 @@ def _cleaned_documents(
 
 
 def _clean(corpus: Corpus, block: list[readers.Document | readers.Unread]) -> list[clean.Cleaned]:
-    """`clean_block`, with what could not be read in its place, and what all documents together are judged by."""
+    """`clean_block`, with what could not be read in its place, and compared with benchmarks and signed."""
     cleaned = clean.clean_block([d for d in block if isinstance(d, readers.Document)], corpus)
+    overlap.mark(cleaned, corpus)
     across.sign_kept(cleaned, corpus)
     in_order = iter(cleaned)
     return [
@@ -580,6 +587,8 @@ def _print_summary(corpus: dict[str, Any], directory: Path) -> None:
     paragraphs = corpus["paragraphs"]
     all_paragraphs = sum(paragraphs.values()) or 1
     _print_table("paragraphs", [(reason, f"{n:,}", f"{n / all_paragraphs:.1%}") for reason, n in paragraphs.items()])
+    for name, found in corpus.get("benchmarks", {}).items():
+        stages.say(f"{name}: {found['documents']:,} documents share runs of words with its {found['fields']:,} fields")
     if corpus["languages_rejected"]:
         stages.say(f"rejected text was taken for {_shares(Counter(corpus['languages_rejected']))}")
     lines = [

@@ -34,6 +34,7 @@ FATES = (
     "no_paragraph_left",  # every paragraph had too few words or letters
     "language",  # no paragraph left, and more text went for its language than for all else
     "repetition",  # it repeats itself: over a limit of corpus.clean.repetition
+    "benchmark",  # it shares a run of words with a benchmark, and those were to go
     "duplicate",  # as a whole, or every paragraph of it
     "near_duplicate",  # of an earlier document of its split
     "near_validation",  # of training, but near a held-out document
@@ -52,13 +53,14 @@ class Cleaned:
     detail: str = ""  # the language it was taken for, the error, of what it is a duplicate
     own_hash: str = ""  # hex, of its own cleaned text, before paragraphs that others have too are taken out
     paragraphs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    # outcome → paragraphs: "kept", "too_few_words", "too_few_letters", "language", "repetition", "duplicate",
-    # "near_duplicate", "boilerplate", "removed"; they add up
+    # outcome → paragraphs: "kept", "too_few_words", "too_few_letters", "language", "repetition", "benchmark",
+    # "duplicate", "near_duplicate", "boilerplate", "removed"; they add up
     languages: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # what the paragraphs rejected for their language were taken for → paragraphs; "unsure": accepted, but improbable
     changed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # "repaired_lines", "control_characters" (NUL among them), "nul_bytes", "masked_emails", "masked_phones",
     # "masked_identity_numbers" → how many
+    overlaps: dict[str, int] = dataclasses.field(default_factory=dict)  # benchmark → runs of words that it has, too
     signature: tuple[np.ndarray, np.ndarray] | None = None  # of a kept document, of near.py
 
 

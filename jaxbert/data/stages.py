@@ -126,6 +126,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_lines(lines: Iterable[str]) -> str:
+    """Of lines of text, in hexadecimal digits."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
