@@ -166,11 +166,14 @@ def _documents_stage(directory: Path, config: Config, workers: int, keep_rejecte
     corpus = config.corpus
     # Where it lies, who makes it and under which licence it stands changes no byte of the documents.
     left_out = ("directory", "workers", "licence", "attribution")
-    recipe = {f"corpus.{k}": v for k, v in recipes.to_dict(corpus).items() if k not in left_out}
+    recipe, defaults = (
+        {f"corpus.{k}": v for k, v in recipes.to_dict(values).items() if k not in left_out}
+        for values in (corpus, Corpus())
+    )
     recipe["corpus.benchmarks"] = [f"{name} sha256:{overlap.digest(name)}" for name in corpus.benchmarks]
     recipe["corpus.remove"] = [f"{name} sha256:{stages.sha256(Path(name))}" for name in corpus.remove]
     if (directory / "documents").is_dir():
-        report = stages.run_stage(directory, "documents", recipe, "", lambda folder: {})
+        report = stages.run_stage(directory, "documents", recipe, "", lambda folder: {}, defaults)
         _check_input_unchanged(directory, corpus, report["sources"])
         if not keep_rejected or (directory / "rejected").is_dir():
             return report

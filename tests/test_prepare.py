@@ -388,6 +388,16 @@ def test_fields_that_change_no_byte_may_change(copy):
     run(copy, "--config.corpus.licence=CC0-1.0", "--config.corpus.workers=1", "--config.optimizer.learning_rate=0.1")
 
 
+def test_fields_that_came_after_a_corpus_was_prepared_are_taken_at_their_defaults(copy):
+    path = copy / "corpus/stages/documents.json"
+    record = json.loads(path.read_text())
+    del record["recipe"]["corpus.remove"], record["recipe"]["corpus.clean"]["near_duplicates"]
+    path.write_text(json.dumps(record))
+    run(copy)
+    with pytest.raises(BadInput, match=r"corpus\.clean\.near_duplicates: 0\.8, but .* made with 0\.0"):
+        run(copy, "--config.corpus.clean.near_duplicates=0.8")
+
+
 def test_changed_input_is_refused(place):
     run(place)
     with open(place / "text.txt", "a") as file:

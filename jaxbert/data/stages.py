@@ -34,16 +34,22 @@ FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run_stage(
-    directory: Path, name: str, recipe: dict[str, Any], made_from: str, make: Callable[[Path], dict[str, Any]]
+    directory: Path,
+    name: str,
+    recipe: dict[str, Any],
+    made_from: str,
+    make: Callable[[Path], dict[str, Any]],
+    defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report of the finished stage `directory/name`, or of `make(empty folder)`, run now.
 
     `recipe` are the fields, by their full names, that decide about the stage's bytes; `made_from` is the fingerprint of
-    the stages before it. Raises BadInput where the finished stage had others.
+    the stages before it. A field that a finished stage's record lacks came with a later version, whose `defaults` do
+    what was done before. Raises BadInput where the finished stage had others.
     """
     if (directory / name).is_dir():
         record = read_record(directory, name)
-        for field, old, new in recipes.differences(record["recipe"], recipe):
+        for field, old, new in recipes.differences(_filled(record["recipe"], defaults or {}), recipe):
             raise BadInput(
                 f"{field}: {new!r}, but {directory / name} was made with {old!r}; give another corpus.directory, or "
                 f"delete {and_later(directory, name)}"
@@ -61,6 +67,14 @@ def run_stage(
         (directory / "stages").mkdir(exist_ok=True)
         write_json(_record_path(directory, name), {"recipe": recipe, "made_from": made_from, "report": report})
     return report
+
+
+def _filled(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    filled = {name: value for name, value in defaults.items() if name not in old}
+    for name, value in old.items():
+        nested = isinstance(value, dict) and isinstance(defaults.get(name), dict)
+        filled[name] = _filled(value, defaults[name]) if nested else value
+    return filled
 
 
 def read_record(directory: Path, name: str) -> dict[str, Any]:
