@@ -4,13 +4,14 @@ A document's shingles are the hashes of its runs of WORDS words, in lower case a
 put no spaces between words every character is one. Two documents are near if the Jaccard similarity of their shingles
 reaches the threshold. Documents are taken in the order (validation before train, source, position), and a document goes
 if it is near an earlier one that stays. So each that goes leaves a document behind that it is near to (no transitive
-closure), and no training document stays that is near a held-out one.
+closure), and training documents near a held-out one go, as far as they are found (RECALL).
 
 Who is compared: documents that agree in all MinHashes of a band, at most CANDIDATES of a document's group, the first
 in the order. `sign` is pure and runs in workers, `Index.add` and `Index.find` in one process, in the order of the
 input, so that the result does not depend on the number of workers. Shingles (4 bytes each, as many as words), band keys
-(8 bytes a band) and groups (8 bytes a band) lie on disk; in memory are 17 bytes a document, 32 more while a band is
-sorted, and at most CHUNK documents' candidates.
+(8 bytes a band) and groups (8 bytes a band) lie on disk; in memory are about 50 bytes a document, 50 more while a band
+is sorted, and CHUNK documents' candidates. A million made-up documents of 60 shingles, a tenth of them repeated: 9 s to
+find, 270 MB resident at most, of them 190 MB pages of these files; 460 MB on disk.
 
 Measured on 5,000 documents of the demo's packages and as many edited copies (14.9 MB; tools/bench_near_duplicates.py,
 threshold 0.8, two busy cores): of 1,744 documents to reject by the exact similarity of all pairs, 2 stay (recall 0.999;

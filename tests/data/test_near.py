@@ -83,6 +83,7 @@ def test_case_punctuation_and_white_space_say_nothing():
     ("text", "count"),
     [
         ("漢字の文章", 5),
+        ("a漢字b", 4),
         ("ภาษาไทย", 7),
         ("हिन्दी में", 2),
         ("한국어 문장", 2),
