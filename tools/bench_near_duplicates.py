@@ -1,6 +1,6 @@
 """Near duplicates against exact Jaccard similarity on real documents with planted edits, and their speed.
 
-    pip install datasketch                       # the peer; without it, its lines are left out
+    pip install -e ".[prepare,torch,bench]"      # without datasketch, the peer, its lines are left out
     python tools/bench_near_duplicates.py [--config=configs/demo_gl.py] [--documents=5000] [--json=FILE]
 
 Documents are those of the recipe, cleaned and without exact duplicates, as many as asked for (in any language: the demo

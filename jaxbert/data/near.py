@@ -13,10 +13,11 @@ input, so that the result does not depend on the number of workers. Shingles (4 
 is sorted, and CHUNK documents' candidates. A million made-up documents of 60 shingles, a tenth of them repeated: 9 s to
 find, 270 MB resident at most, of them 190 MB pages of these files; 460 MB on disk.
 
-Measured on 5,000 documents of the demo's packages and as many edited copies (14.9 MB; tools/bench_near_duplicates.py,
-threshold 0.8, two busy cores): of 1,744 documents to reject by the exact similarity of all pairs, 2 stay (recall 0.999;
-of the 176 copies that are 0.80 to 0.82 similar to their original, none); of 8,256 to stay, none goes. 16 MB/s in one
-process, 11 to 14 × datasketch with 128 permutations and its own bands, whose recall is 0.83 with 3 % of wrong ones.
+Measured on 5,000 documents of the demo's packages and as many edited copies (15 MB, threshold 0.8, two seeds;
+tools/bench_near_duplicates.py): of 1,744 and 1,795 documents to reject by the exact similarity of all pairs, 2 and 1
+stay (recall 0.999; of the copies 0.80 to 0.82 similar to their original, 1 of 362); of 8,256 and 8,205 to stay, none
+goes. 16 MB/s in one process on two busy cores, 13 × datasketch with 128 permutations, which compares signatures alone:
+recall 0.83, and 3 % of those to stay go.
 
 MinHash: Broder 1997, "On the resemblance and containment of documents"; bands: Leskovec, Rajaraman, Ullman, "Mining of
 Massive Datasets", §3.4.
