@@ -301,7 +301,8 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bytes(
     for name in ("whole", "killed"):
         recipe = RECIPE.format(text=tmp_path / "text.txt", corpus=tmp_path / name)
         (tmp_path / f"{name}.py").write_text(recipe)
-        commands[name] = [sys.executable, "-m", "jaxbert.prepare", f"--config={tmp_path / name}.py", "--workers=2"]
+        recipe = f"--config={tmp_path / name}.py"
+        commands[name] = [sys.executable, "-m", "jaxbert.prepare", recipe, "--workers=2", NEAR]
     started = time.monotonic()
     subprocess.run(commands["whole"], check=True, capture_output=True)
     duration, choose = time.monotonic() - started, random.Random(0)

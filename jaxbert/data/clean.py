@@ -354,6 +354,7 @@ class Removal:
     - the SHA-256 (64 hexadecimal digits) of its text as it was read, in UTF-8, or the xxh3_128 (32) of its cleaned text
       with every run of white space as one space, which finds exact duplicates too
 
+    Other copies of a document that is named by its id or URL stay; they need lines of their own, or its hash.
     Memory: about 200 bytes a line.
     """
 
