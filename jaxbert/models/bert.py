@@ -1,9 +1,21 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805; code: google-research/bert modeling.py), exactly as published.
 
 Post-norm blocks; the layers are stacked on a leading axis and scanned, so compile time does not grow with depth.
+
+Initial values: `attention_start` "random" is the published one, every kernel and table truncated normal. Attention then
+sees all tokens of a row alike, and a small model spends thousands of steps on finding out what positions mean. "local"
+starts attention at a token's neighbours, where much of it ends up: positions start as sinusoids, of LOCAL_POSITIONS
+times the words' scale, and a head's keys as its queries, of scale LOCAL_GAIN / √D, so that scores fall with the distance
+of two tokens. After Trockman & Kolter 2023 (arXiv:2305.09828), who draw the products of queries and keys near the
+identity, with sinusoids; the scales are ours, the best of those tried. On the demo (two layers of width 128) the
+held-out loss after half of its steps is 5.04, 4.79 and 4.80 in place of 6.02, 5.98 and 5.98 (three seeds), after all
+3.75 in place of 5.77. Wider positions or larger kernels cost 0.3 to 0.8 of that gain, smaller ones most of it. Larger
+models and longer runs: not measured, so the published sizes start at random.
 """
 
 import dataclasses
+import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +24,7 @@ from flax import nnx
 from jaxbert.config import Model
 from jaxbert.errors import BadInput
 from jaxbert.models import encoder, heads, layers, stack
-from jaxbert.models.embeddings import Embeddings
+from jaxbert.models.embeddings import Embeddings, sinusoids
 from jaxbert.ops.attention.api import dot_product_attention
 from jaxbert.ops.dropout import dropout
 
@@ -26,6 +38,7 @@ class Config(Model):
     max_positions: int = 512
     type_vocab_size: int = 2
     attention_dropout: float = 0.1
+    attention_start: Literal["random", "local"] = "random"  # initial values: see the top of this file
 
 
 def _size(num_layers: int, hidden_size: int, num_heads: int | None = None) -> dict[str, int]:
@@ -46,6 +59,7 @@ SIZES = {f"bert_L{n}_D{d}": _size(n, d) for n in (2, 4, 6, 8, 10, 12) for d in (
     "bert_base": _size(12, 768),
     "bert_large": _size(24, 1024),
 }
+LOCAL_POSITIONS, LOCAL_GAIN = 3.0, 1.4
 INPUTS = ("token_type_ids_BT",)  # beyond input_ids_BT, segment_ids_BT and position_ids_BT; optional
 
 
@@ -73,6 +87,9 @@ class Block(nnx.Module):
 
         self.query_DNH, self.query_bias_NH = kernel(D, N, H), layers.zeros(N, H)
         self.key_DNH, self.key_bias_NH = kernel(D, N, H), layers.zeros(N, H)
+        if config.attention_start == "local":
+            self.query_DNH = layers.truncated_normal(rngs.params(), (D, N, H), LOCAL_GAIN / math.sqrt(D))
+            self.key_DNH = nnx.Param(self.query_DNH[...])
         self.value_DNH, self.value_bias_NH = kernel(D, N, H), layers.zeros(N, H)
         self.output_NHD, self.output_bias_D = kernel(N, H, D), layers.zeros(D)
         self.attention_norm = layers.LayerNorm(D, epsilon=config.norm_epsilon)
@@ -133,6 +150,10 @@ class Bert(encoder.Encoder):
             stddev=config.initializer_range,
             rngs=rngs,
         )
+        if config.attention_start == "local":
+            scale = LOCAL_POSITIONS * config.initializer_range * math.sqrt(2.0)  # a sinusoid's own is 1/√2
+            table_TD = scale * sinusoids(config.max_positions, config.hidden_size)
+            self.embeddings.position_TD = nnx.Param(jnp.asarray(table_TD, jnp.float32))
         self.embedding_norm = layers.LayerNorm(config.hidden_size, epsilon=config.norm_epsilon)
         self.blocks = stack.stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.config, self.vocab_size = config, vocab_size

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxbert.models import layers
@@ -20,6 +21,13 @@ def word_table(vocab_size: int, width: int, *, stddev: float, rngs: nnx.Rngs) ->
     """A truncated-normal table of `padded(vocab_size)` rows, (V, D) float32; those past vocab_size are zero."""
     table_VD = layers.truncated_normal(rngs.params(), (padded(vocab_size), width), stddev)
     return nnx.Param(table_VD[...].at[vocab_size:].set(0.0))
+
+
+def sinusoids(positions: int, width: int) -> np.ndarray:
+    """sin(t / 10000^(2i/D)) and the cosine in channels 2i and 2i + 1 (Vaswani et al. 2017, §3.5); (T, D) float64."""
+    channel_D = np.arange(width)
+    angle_TD = np.arange(positions)[:, None] / 10_000.0 ** (2 * (channel_D // 2) / width)
+    return np.where(channel_D % 2, np.cos(angle_TD), np.sin(angle_TD))
 
 
 class Embeddings(nnx.Module):

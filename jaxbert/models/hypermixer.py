@@ -43,8 +43,7 @@ from flax import nnx
 
 from jaxbert.config import Model
 from jaxbert.errors import BadInput
-from jaxbert.models import encoder, heads, layers, stack
-from jaxbert.models.embeddings import WordEmbeddings
+from jaxbert.models import embeddings, encoder, heads, layers, stack
 from jaxbert.ops.dropout import dropout
 from jaxbert.ops.segment_mixing.api import segment_mixing
 
@@ -183,12 +182,10 @@ def _multiplier(config: Config) -> float:
 
 @functools.cache
 def _table(name: str, length: int, width: int) -> np.ndarray:
-    channel_D = np.arange(width)
-    if name == "idiap":  # the exponent is twice the usual, a channel's own, and positions count from 1
-        place_T, exponent_D = np.arange(1, length + 1), 2 * channel_D / width
-    else:
-        place_T, exponent_D = np.arange(length), 2 * (channel_D // 2) / width
-    angle_TD = place_T[:, None] / 10_000.0**exponent_D
+    if name == "standard":
+        return embeddings.sinusoids(length, width)
+    channel_D = np.arange(width)  # the exponent is twice the usual, a channel's own, and positions count from 1
+    angle_TD = np.arange(1, length + 1)[:, None] / 10_000.0 ** (2 * channel_D / width)
     return np.where(channel_D % 2, np.cos(angle_TD), np.sin(angle_TD))
 
 
@@ -253,7 +250,7 @@ class HyperMixer(encoder.Encoder):
             if size % config.num_heads:
                 raise BadInput(f"model.num_heads: {config.num_heads} does not divide model.{name} {size}")
         D = config.hidden_size
-        self.embeddings = WordEmbeddings(vocab_size, D, stddev=config.initializer_range, rngs=rngs)
+        self.embeddings = embeddings.WordEmbeddings(vocab_size, D, stddev=config.initializer_range, rngs=rngs)
         self.embedding_norm = layers.LayerNorm(D, epsilon=config.norm_epsilon)
         self.blocks = stack.stacked(lambda rngs: Block(config, rngs=rngs), config.num_layers, rngs)
         self.norm = layers.LayerNorm(D, epsilon=config.norm_epsilon)

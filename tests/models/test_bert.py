@@ -3,6 +3,8 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -56,3 +58,14 @@ def test_all_24_released_sizes_have_names() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(BadInput, match="model.num_heads: 3 does not divide model.hidden_size 128"):
         bert.Bert(sized("bert_tiny", num_heads=3), 100, rngs=nnx.Rngs(KEY))
+
+
+def test_a_local_start_scores_a_token_by_its_distance() -> None:
+    encoder = bert.Bert(sized("bert_tiny", attention_start="local", max_positions=64), 100, rngs=nnx.Rngs(KEY))
+    row = {"input_ids_BT": np.full((1, 64), 7), "position_ids_BT": np.arange(64)[None]}
+    x_TD = encoder.embedding_norm(encoder.embeddings(row, jnp.float32))[0]
+    for kernels in zip(encoder.blocks.query_DNH[...], encoder.blocks.key_DNH[...], strict=True):
+        q_TNH, k_TNH = (jnp.einsum("TD,DNH->TNH", x_TD, kernel) for kernel in kernels)
+        scores_TT = np.asarray(jnp.einsum("TNH,SNH->TS", q_TNH, k_TNH))
+        by_distance = [np.diagonal(scores_TT, distance).mean() for distance in range(8)]
+        assert by_distance == sorted(by_distance, reverse=True) and by_distance[0] > 1.05 * by_distance[7]
