@@ -40,7 +40,7 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus
-from jaxbert.data import clean, masking, packing, readers, source, stages
+from jaxbert.data import clean, formats, masking, packing, readers, source, stages
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
@@ -246,7 +246,7 @@ def make_documents(
     return {
         "sources": [{**s.record(), "documents": by_source[s.name]} for s in found],
         "documents": total.total(),
-        "fates": {fate: total[fate] for fate in clean.FATES},
+        "fates": {fate: total[fate] for fate in dict.fromkeys((*clean.FATES, *formats.REASONS))},
         "paragraphs": dict(sorted(paragraphs.items())),
         "changed": dict(sorted(changed.items())),
         "languages_rejected": dict(languages.most_common()),
