@@ -4,8 +4,10 @@ What cannot be read is never skipped in silence: it is in the stream as an `Unre
 whichever the user can act on. A reader that raises anything else is ended by `readers.read` with an Unread.
 """
 
+import dataclasses
 import itertools
 import json
+import os
 import posixpath
 import re
 import stat
@@ -231,7 +233,9 @@ def wiki(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
             yield page
             continue
         try:
-            yield _article(page, path, skipped)
+            if corpus.invalid_utf8 == "repair":
+                page = files.decode(page, path, "a page", 0, dataclasses.replace(corpus, encoding="utf-8")).encode()
+            yield _article(page.decode("utf-8"), path, skipped)
         except BadInput:
             raise
         except Exception as error:
@@ -240,9 +244,9 @@ def wiki(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
         raise ValueError("no <page> in it: not a MediaWiki dump")
 
 
-def _article(page: bytes, path: str, skipped: frozenset[str]) -> Document | Unread:
+def _article(page: str, path: str, skipped: frozenset[str]) -> Document | Unread:
     values: dict[str, str] = {"model": "wikitext"}
-    for element in markup.xml_root(page).iter():
+    for element in markup.xml_root(page.encode()).iter():
         values[element.tag] = (element.text or "") if len(element) == 0 else ""  # of several revisions the last stays
     where = f"{path}: {values.get('title', '')!r}"
     if "redirect" in values:
@@ -273,6 +277,9 @@ def _pages(path: str, limit: int) -> Iterator[tuple[bytes, bytes | Unread]]:
                     break
                 if inside:
                     page, held = held[: at + len(tag)], held[at + len(tag) :]
+                    if begun := page.rfind(b"<page>", 1) + 1:  # the one before has no end
+                        yield head, unread("unreadable", f"{path}: no </page>{_title_of(page)}")
+                        page = page[begun - 1 :]
                     size = dropped + len(page)
                     too_long = unread("too_long", f"{path}: a page of {size:,} bytes; {TOO_LONG_REMEDY}")
                     yield head, page if size <= limit else too_long
@@ -391,7 +398,7 @@ def data_set(entry: str) -> tuple[Any, str]:
         raise BadInput(f"corpus.input: {entry!r} needs tensorflow-datasets; pip install 'jaxbert[tfds]'") from None
     name, split = parts[1], parts[2]
     try:
-        builder = tfds.builder(name)
+        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
     except Exception as error:
         found = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise BadInput(f"corpus.input: {entry!r}: no data set {name!r}: {type(error).__name__}: {found}") from None
@@ -417,9 +424,10 @@ def tfds(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
     if field not in builder.info.features:
         found = ", ".join(builder.info.features)
         raise BadInput(f"{path}: no feature {field!r} (found: {found}); set corpus.text_field")
-    only = tensorflow_datasets.decode.PartialDecoding({field: True})
+    # pictures and sounds beside the text stay as they are
+    skip = {name: tensorflow_datasets.decode.SkipDecoding() for name in builder.info.features if name != field}
     try:
-        data = builder.as_data_source(split=split, decoders=only)
+        data = builder.as_data_source(split=split, decoders=skip)
     except NotImplementedError as error:
         raise BadInput(f"{path}: {error}; prepare the data set with file_format='array_record'") from None
     for i in range(len(data)):

@@ -8,12 +8,12 @@ links show), they are looked up beside `path`. OCR also says how doubtful it is,
 
 import codecs
 import functools
-import gzip
 import io
 import json
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from html import unescape
 from html.entities import html5
@@ -27,6 +27,7 @@ from jaxbert.errors import BadInput
 
 BREAK = "\u2029"  # PARAGRAPH SEPARATOR: marks ends of blocks while text is put together
 MESSAGES = 24  # of a catalogue, in one document
+UNPACKED = 50_000_000  # bytes of what is unpacked or expanded here, at most
 MESSAGE_WORDS = 4  # a shorter message is a label, not text
 
 HTML_BLOCKS = frozenset(
@@ -71,16 +72,19 @@ def _html_root(data: bytes) -> Any:
 
 
 def xhtml(data: bytes, path: Path) -> Iterator[str]:
-    """One document a page of XHTML. As HTML, its `<title/>` or `<script/>` would swallow what follows."""
-    try:
-        root = xml_root(data)
-    except etree.XMLSyntaxError:
-        yield from html(data, path)
-        return
-    body = root.find("{*}body")
+    """One document a page of XHTML."""
+    root = _xhtml_root(data)
+    body = next(root.iter("{*}body"), root)
     parts: list[str] = []
-    _collect(root if body is None else body, parts, HTML_BLOCKS, HTML_SKIPPED, path)
+    _collect(body, parts, HTML_BLOCKS, HTML_SKIPPED, path)
     yield _paragraphs("".join(parts))
+
+
+def _xhtml_root(data: bytes) -> Any:
+    try:
+        return xml_root(data)
+    except etree.XMLSyntaxError:  # only then as HTML, in which <title/> or <script/> swallows what follows
+        return _html_root(data)
 
 
 def xml_root(data: bytes, recover: bool = False) -> Any:
@@ -125,7 +129,7 @@ def _expand_entities(text: str) -> str:
             return match[0]
         value = own.get(name) or html5.get(f"{name};", name)
         size += len(value)
-        if size > 50_000_000:
+        if size > UNPACKED:
             raise ValueError("entities expand to more than 50 MB")
         return value
 
@@ -243,6 +247,8 @@ def gettext(data: bytes, path: Path) -> Iterator[str]:
     pairs = []
     for table in (originals, translations):
         entries = struct.unpack(f"{order}{2 * count}I", data[table : table + 8 * count])
+        if any(at + size > len(data) for size, at in zip(entries[::2], entries[1::2], strict=True)):
+            raise ValueError("a gettext catalogue that is cut off")
         pairs.append([data[at : at + size] for size, at in zip(entries[::2], entries[1::2], strict=True)])
     header = next((t for o, t in zip(*pairs, strict=True) if not o), b"")
     declared = re.search(rb"charset=([\w-]+)", header)
@@ -324,6 +330,8 @@ def langpack(data: bytes, path: Path) -> Iterator[str]:
     """The messages of a Mozilla language pack (.xpi, a zip of Fluent and .properties files), runs as in `gettext`."""
     with zipfile.ZipFile(io.BytesIO(data)) as pack:
         names = sorted(n for n in pack.namelist() if n.endswith((".ftl", ".properties")))
+        if sum(pack.getinfo(name).file_size for name in names) > UNPACKED:  # zipfile gives no more than it says there
+            raise ValueError(f"unpacks to more than {UNPACKED:,} bytes")
         files = {name: pack.read(name).decode("utf-8") for name in names}
     fluent = [_fluent(text) for name, text in files.items() if name.endswith(".ftl")]
     terms = {key: value for messages_ in fluent for key, value in messages_ if key.startswith("-")}
@@ -401,7 +409,10 @@ _ROFF_LISTINGS = {"nf": "fi", "EX": "EE", "TS": "TE", "Bd": "Ed", "de": ".", "ig
 def roff(data: bytes, path: Path) -> Iterator[str]:
     """One document a manual page: headings and filled paragraphs; requests, font changes and tables are left out."""
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
+        unpacked = zlib.decompressobj(wbits=31)
+        data = unpacked.decompress(data, UNPACKED)
+        if unpacked.unconsumed_tail:
+            raise ValueError(f"unpacks to more than {UNPACKED:,} bytes")
     parts: list[str] = []
     until = ""  # the request that ends the listing we are in
     for line in decoded(data).splitlines():
@@ -445,17 +456,22 @@ def alto(data: bytes, path: Path) -> Iterator[Recognised]:
     rank = {reference.get("REF"): i for i, reference in enumerate(root.iter("{*}ElementRef"))}
     blocks = sorted(root.iter("{*}TextBlock"), key=lambda block: rank.get(block.get("ID"), len(rank)))
     paragraphs, confidences = [], []
+    whole = False  # the word that a hyphen divides was taken in one piece, so its second part is not taken again
     for block in blocks:
         lines = []
         for line in block.iter("{*}TextLine"):
             words: list[str] = []
             for part in line.iter("{*}String", "{*}HYP"):
-                content = part.get("CONTENT") or ""
                 if etree.QName(part).localname == "HYP":
-                    words[-1:] = [f"{words[-1] if words else ''}{content or '-'}"]
+                    if words and not whole:
+                        words[-1] += part.get("CONTENT") or "-"
                     continue
-                words.append(content)
                 confidences.append(part.get("WC"))
+                if whole and part.get("SUBS_TYPE") == "HypPart2":
+                    whole = False
+                    continue
+                whole = part.get("SUBS_TYPE") == "HypPart1" and bool(part.get("SUBS_CONTENT"))
+                words.append(part.get("SUBS_CONTENT" if whole else "CONTENT") or "")
             lines.append(" ".join(filter(None, words)))
         paragraphs.append(dehyphenated(lines))
     yield "\n".join(filter(None, paragraphs)), _doubts(confidences, 1.0)
@@ -467,7 +483,7 @@ _HOCR_PARAGRAPHS = ("ocr_par", "ocr_carea", "ocrx_block", "ocr_page")
 
 def hocr(data: bytes, path: Path) -> Iterator[Recognised]:
     """One document a file of hOCR (kba.github.io/hocr-spec), as `alto`: a paragraph an ocr_par; confidence x_wconf."""
-    root = _html_root(data)
+    root = _xhtml_root(data)
     paragraphs: list[tuple[Any, list[str]]] = []  # (element, its lines)
     confidences: list[str | None] = []
     lines = [e for e in root.iter() if _HOCR_LINES & _classes(e)]
@@ -476,7 +492,8 @@ def hocr(data: bytes, path: Path) -> Iterator[Recognised]:
         for word in words:
             confidence = re.search(r"x_wconf\s+([\d.]+)", word.get("title", ""))
             confidences.append(confidence[1] if confidence else None)
-        text = " ".join(" ".join("".join(e.itertext()).split()) for e in words or [line])
+        # in a word every character may be an element of its own, with white space around
+        text = " ".join("".join("".join(word.itertext()).split()) for word in words) or "".join(line.itertext())
         above = [line, *line.iterancestors()]
         inside = next((e for name in _HOCR_PARAGRAPHS for e in above if name in _classes(e)), root)
         if not paragraphs or paragraphs[-1][0] is not inside:
@@ -493,13 +510,7 @@ def _classes(element: Any) -> set[str]:
 
 
 def _doubts(confidences: list[str | None], largest: float) -> dict[str, str]:
-    given = []
-    for confidence in confidences:
-        try:
-            given.append(float(confidence) / largest if confidence else None)
-        except ValueError:
-            given.append(None)
-    known = [c for c in given if c is not None]
+    known = [float(c) / largest for c in confidences if c and re.fullmatch(r"\d*\.?\d+", c)]
     return {"doubtful_words": f"{sum(c < DOUBTFUL for c in known) / len(known):.3f}"} if known else {}
 
 
