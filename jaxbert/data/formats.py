@@ -113,14 +113,14 @@ def parquet(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
         raise BadInput(f"{path}: needs pyarrow; pip install 'jaxbert[prepare]'") from None
     field, number = corpus.text_field, 0
     with files.open_binary(path) as file:
-        table = arrow.ParquetFile(file)
+        table = arrow.ParquetFile(file, page_checksum_verification=True)
         if field not in table.schema_arrow.names:
             found = ", ".join(table.schema_arrow.names)
             raise BadInput(f"{path}: no column {field!r} (found: {found}); set corpus.text_field")
         kind = table.schema_arrow.field(field).type
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type
-        if not (pyarrow.types.is_null(kind) or any(str(kind).endswith(name) for name in ("string", "binary"))):
+        if not (pyarrow.types.is_null(kind) or str(kind).removesuffix("_view").endswith(("string", "binary"))):
             raise BadInput(f"{path}: column {field!r} is of type {kind}, not text; set corpus.text_field")
         for group in range(table.num_row_groups):
             read = 0
@@ -186,7 +186,7 @@ def _sentences(path: str, corpus: Corpus) -> Iterator[tuple[bool, bool, str | Un
         if isinstance(content, Unread):
             yield False, False, content
             continue
-        line = files.decode(content, path, f"line {number}", offset or number, corpus)
+        line = files.decode(content, path, f"line {number}", offset, corpus)
         if not line.strip():
             if text or words:
                 wrong = unread("unreadable", f"{path} line {start}: a sentence without `# text =` and ten columns")
@@ -276,11 +276,12 @@ def _pages(path: str, limit: int) -> Iterator[tuple[bytes, bytes | Unread]]:
                 if at < 0:
                     break
                 if inside:
-                    page, held = held[: at + len(tag)], held[at + len(tag) :]
-                    if begun := page.rfind(b"<page>", 1) + 1:  # the one before has no end
+                    found, held = held[: at + len(tag)], held[at + len(tag) :]
+                    *broken, last = found.split(b"<page>")
+                    for page in broken if dropped else broken[1:]:  # pages without an end
                         yield head, unread("unreadable", f"{path}: no </page>{_title_of(page)}")
-                        page = page[begun - 1 :]
-                    size = dropped + len(page)
+                    page = b"<page>" + last
+                    size = len(page) if broken else dropped + len(last)
                     too_long = unread("too_long", f"{path}: a page of {size:,} bytes; {TOO_LONG_REMEDY}")
                     yield head, page if size <= limit else too_long
                 else:
@@ -295,6 +296,8 @@ def _pages(path: str, limit: int) -> Iterator[tuple[bytes, bytes | Unread]]:
         return
     if inside:
         yield head, unread("unreadable", f"{path}: ends in the middle of a page{_title_of(held)}")
+    elif head and b"</mediawiki>" not in held:
+        yield head, unread("unreadable", f"{path}: ends without </mediawiki>, so the rest of the dump is missing")
 
 
 def epub(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
@@ -318,11 +321,9 @@ def epub(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
                 return unread("unreadable", f"{where} is not in the archive")
             except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, OSError) as error:
                 return unread("unreadable", f"{where}: {type(error).__name__}: {error}")
-            return (
-                data
-                if len(data) <= limit
-                else unread("too_long", f"{where} is over {limit:,} bytes; {TOO_LONG_REMEDY}")
-            )
+            if len(data) > limit:
+                return unread("too_long", f"{where} is over {limit:,} bytes; {TOO_LONG_REMEDY}")
+            return data
 
         def needed(name: str) -> Any:
             data = member(name)
@@ -498,7 +499,7 @@ def format_of(path: str) -> str:
         return "man" if is_page else "text"
     form = SUFFIXES.get(suffix, "text")
     if suffix == ".xml":
-        return ROOTS.get(markup.first_element(files.head(path)), form)
+        form = ROOTS.get(markup.first_element(files.head(path)), form)
     if form in ("html", "xhtml") and re.search(rb"ocr-system|class=[\"']?ocr_page", files.head(path)):
         return "hocr"
     return form

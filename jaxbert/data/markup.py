@@ -178,7 +178,7 @@ def _collect(element: Any, parts: list[str], blocks: frozenset[str], skipped: fr
 def _linked_title(directory: Path, xref: str) -> str:
     """What a Mallard viewer shows for an empty link to a page: the page's title. Empty if there is no such page."""
     page = directory / f"{xref.partition('#')[0]}.page"
-    if not xref or not page.is_file():
+    if not xref or "/" in xref or not page.is_file():  # a page's id is no path
         return ""
     root = etree.parse(page, etree.XMLParser(recover=True, no_network=True, resolve_entities=False)).getroot()
     title = None if root is None else root.find("{*}title")

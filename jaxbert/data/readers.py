@@ -164,7 +164,7 @@ def read(source: Source, corpus: Corpus) -> Iterator[Document | Unread]:
                 continue
             text, meta = (found.text, found.meta) if isinstance(found, Document) else (found, {})
             if len(text) * 4 > limit and (size := len(text.encode("utf-8", "surrogatepass"))) > limit:
-                yield Unread(id, source.name, "too_long", f"a document of {size:,} bytes; {TOO_LONG_REMEDY}")
+                yield Unread(id, source.name, "too_long", f"{name}: a document of {size:,} bytes; {TOO_LONG_REMEDY}")
             else:
                 yield Document(text, id, source.name, {"format": form} | meta)
 

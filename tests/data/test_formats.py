@@ -6,11 +6,12 @@ import io
 import json
 import lzma
 import os
+import random
 import re
+import struct
 import sys
 import tracemalloc
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,8 @@ def get_config():
 """
 
 
-def test_a_folder_of_every_format_is_prepared_and_every_document_counted(tmp_path):
+def test_a_folder_of_every_format_is_prepared_and_every_document_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "check_against_transformers", lambda *_: "left out")  # seconds, and another's test
     for name, (content, _) in SAMPLES.items():
         write(tmp_path / "in" / name, content)
     for i in range(30):
@@ -302,15 +304,15 @@ def test_pages_are_the_same_however_the_dump_is_cut_into_chunks(tmp_path, monkey
 
 def test_a_dump_is_streamed_and_its_memory_is_that_of_a_page(tmp_path):
     lines = "Unha liña curta do artigo.\n" * 4000
-    content = dump(*(page(f"P{i}", lines, ns=1) for i in range(100)), page("L", "x" * 5_000_000), page("A", A))
+    content = dump(*(page(f"P{i}", lines, ns=1) for i in range(40)), page("L", "x" * 5_000_000), page("A", A))
     path = write(tmp_path / "a.xml.bz2", bz2.compress(content.encode()))
     del content
     tracemalloc.start()
     found = read_all(path, max_document_megabytes=1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(found) == 102 and peak < 8_000_000
-    assert found[100].reason == "too_long" and found[101].text == A
+    assert len(found) == 42 and peak < 6_000_000
+    assert found[40].reason == "too_long" and found[41].text == A
 
 
 # --- parquet, CoNLL-U ---
@@ -375,7 +377,8 @@ def test_text_nested_deeper_than_libxml2_likes_is_counted_or_read_but_never_lost
 
 
 def test_a_po_file_in_another_charset_is_read_as_it_declares(tmp_path):
-    content = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=CP1250\\n"\n\nmsgid "a"\nmsgstr "łódź i jeszcze trzy słowa"\n'
+    content = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=CP1250\\n"\n\n'
+    content += 'msgid "a"\nmsgstr "łódź i jeszcze trzy słowa"\n'
     assert [d.text for d in read_bytes(tmp_path, "a.po", content.encode("cp1250"))] == ["łódź i jeszcze trzy słowa"]
 
 
@@ -402,8 +405,9 @@ def test_alto_is_read_in_its_reading_order_with_whole_words_and_the_share_of_dou
         '<ReadingOrder><OrderedGroup ID="g"><ElementRef ID="r1" REF="b2"/><ElementRef ID="r2" REF="b1"/>'
         "</OrderedGroup></ReadingOrder>"
     )
-    divided = ['<String CONTENT="pala" SUBS_TYPE="HypPart1" SUBS_CONTENT="palabra" WC="0.8"/><HYP CONTENT="-"/>',
-               '<String CONTENT="bra" SUBS_TYPE="HypPart2" SUBS_CONTENT="palabra" WC="0.3"/><SP/>' + strings("longa")]  # fmt: skip
+    parts = [f'<String CONTENT="{part}" SUBS_TYPE="HypPart{i}" SUBS_CONTENT="palabra" WC="{confidence}"/>'
+             for i, (part, confidence) in enumerate([("pala", 0.8), ("bra", 0.3)], 1)]  # fmt: skip
+    divided = [parts[0] + '<HYP CONTENT="-"/>', parts[1] + strings("longa")]
     undivided = [strings("Outra pala") + '<HYP CONTENT="¬"/>', strings("bra curta", "0.5")]
     content = alto_page(alto_block("b1", *divided), alto_block("b2", *undivided), alto_block("b3"), order=order)
     (found,) = read_bytes(tmp_path, "a.xml", content)
@@ -548,7 +552,7 @@ def test_a_network_that_fails_stops_the_run_for_no_document_is_at_fault(tmp_path
 
 @pytest.fixture(scope="module")
 def data_sets(tmp_path_factory):
-    """A folder of tensorflow_datasets with one small data set, kept as array_record, and one as tfrecord that is not."""
+    """A folder of tensorflow_datasets with one small data set."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class TinyTexts(tfds.core.GeneratorBasedBuilder):
@@ -572,7 +576,7 @@ def data_sets(tmp_path_factory):
 
 def test_a_split_of_a_data_set_is_read_without_tensorflow(data_sets, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_sets))
-    found = read_all("tfds:tiny_texts:train", "tfds:tiny_texts/1.2.0:test")
+    found = read_all("tfds:tiny_texts:train", "tfds:tiny_texts:1.2.0:test")
     assert sorted(d.text for d in found) == sorted(f"Unha frase en galego {i}" for i in [0, 1, 2, 3, 4, 5, 0, 1])
     assert [d.id for d in found[:2]] == ["tfds:tiny_texts:train#1", "tfds:tiny_texts:train#2"]
     assert [d.text for d in read_all("tfds:tiny_texts:train")] == [d.text for d in found[:6]]  # always the same order
@@ -593,7 +597,7 @@ def test_a_data_set_records_version_hash_licence_and_citation(data_sets, monkeyp
         ("tfds:tiny_texts", "text", ["write tfds:NAME:SPLIT"]),
         ("tfds:tiny_texts:dev", "text", ["no split 'dev'", "train, test"]),
         ("tfds:no_such_set:train", "text", ["no data set 'no_such_set'"]),
-        ("tfds:tiny_texts:train", "body", ["no feature 'body'", "number, text"]),
+        ("tfds:tiny_texts:train", "body", ["no feature 'body'", "number", "text_field"]),
     ],
 )
 def test_a_data_set_that_cannot_be_read_stops_with_its_name(data_sets, monkeypatch, entry, field, words):
@@ -605,25 +609,24 @@ def test_a_data_set_that_cannot_be_read_stops_with_its_name(data_sets, monkeypat
 
 # --- malformed files ---
 
-BOMB = (  # a kilobyte a hundredfold, five times
+BOMB = (  # a kilobyte a hundredfold, twice
     "<!DOCTYPE x [<!ENTITY a '" + "x" * 1000 + "'>"
-    + "".join(f"<!ENTITY {b} '{f'&{a};' * 100}'>" for a, b in zip("abcde", "bcdef", strict=True)) + "]>"
+    + "".join(f"<!ENTITY {b} '{f'&{a};' * 100}'>" for a, b in zip("ab", "bc", strict=True)) + "]>"
 )  # fmt: skip
 QUADRATIC = f"<!DOCTYPE x [<!ENTITY a '{'x' * 50_000}'>]>"
 
 
-def link(name: str, target: str) -> Callable[[], bytes]:
-    """An EPUB whose one chapter is a symbolic link."""
+EXTERNAL = '<!DOCTYPE x SYSTEM "http://localhost:9/a.dtd" [<!ENTITY s SYSTEM "file:///etc/passwd">]>'
 
-    def made() -> bytes:
-        data = io.BytesIO(book({"OEBPS/a.xhtml": chapter(A)}, ["a.xhtml", name]))
-        with zipfile.ZipFile(data, "a") as archive:
-            info = zipfile.ZipInfo(f"OEBPS/{name}")
-            info.external_attr = 0o120777 << 16
-            archive.writestr(info, target)
-        return data.getvalue()
 
-    return made
+def link(name: str, target: str) -> bytes:
+    """An EPUB of which one chapter is a symbolic link."""
+    data = io.BytesIO(book({"OEBPS/a.xhtml": chapter(A)}, ["a.xhtml", name]))
+    with zipfile.ZipFile(data, "a") as archive:
+        info = zipfile.ZipInfo(f"OEBPS/{name}")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, target)
+    return data.getvalue()
 
 
 def overwritten(data: bytes, at: int, by: bytes = b"\xff" * 40) -> bytes:
@@ -640,14 +643,17 @@ with zipfile.ZipFile(PACK, "w", zipfile.ZIP_DEFLATED) as _archive:
 MESSAGES = {"text": A, "n": 1}
 STOPS = "stops"
 SPLIT = bz2.compress(dump(page("A", A)).encode()) + bz2.compress((page("B", B) * 2000).encode())
-ROWS = table([A * 20, B * 20, C * 20, A, B, C], group=3, compression="none", use_dictionary=False)
+ROWS = table([A * 20, B * 20, C * 20, A, B, C], group=3, compression="none", write_page_checksum=True)
 
-# (name, content or what makes it, recipe fields, what becomes of it: STOPS or the reasons of its Unreads in order,
+BYTES = random.Random(0).randbytes(4000)
+BOOK = book({"b.xhtml": BYTES.hex(), "a.xhtml": chapter(A)})
+
+# (name, content, recipe fields, what becomes of it: STOPS or the reasons of its Unreads in order,
 #  words of the message or the details, texts that are read all the same)
 MALFORMED: list[tuple[str, Any, dict[str, Any], Any, str, list[str]]] = [
     # compressed
     ("cut.txt.bz2", bz2.compress(f"{A}\n\n{B}".encode())[:-12], {}, ["unreadable"], "middle of the compressed", []),
-    ("cut.txt.xz", lzma.compress(os.urandom(4000).hex().encode())[:-700], {}, ["unreadable"], "middle of", []),
+    ("cut.txt.xz", lzma.compress(BYTES.hex().encode())[:-700], {}, ["unreadable"], "middle of", []),
     ("none.txt.gz", "no gzip at all", {}, ["unreadable"], "corrupted after 0", []),
     ("none.jsonl.bz2", "no bzip2 at all", {}, ["unreadable"], "corrupted after 0", []),
     ("bomb.txt.zst", zstandard.compress(bytes(400_000_000)), {}, ["unreadable"], "a bomb", []),
@@ -658,7 +664,7 @@ MALFORMED: list[tuple[str, Any, dict[str, Any], Any, str, list[str]]] = [
     ("bomb.man", gzip.compress(b"." * 60_000_000), {}, ["unreadable"], "unpacks to more than", []),
     # wiki
     ("cut.xml", dump(page("A", A), page("B", B))[:-60], {}, ["unreadable"], "middle of a page: 'B'", [A]),
-    ("cut.xml.bz2", SPLIT[:-9], {}, ["unreadable"], "rest of the dump", [A]),
+    ("cut.xml.bz2", SPLIT[:-200], {}, ["unreadable"], "rest of the dump", [A]),
     ("tag.xml", dump(page("A", A), page("T", "a < b"), page("B", B)), {}, ["unreadable"], "'T'", [A, B]),
     ("nul.xml", dump(page("A", A), page("T", "a\0b"), page("B", B)), {}, ["unreadable"], "'T'", [A, B]),
     ("mixed.xml", dump(page("A", A), page("T", "caf~"), page("B", B)).encode().replace(b"~", b"\xe9"), {},
@@ -667,16 +673,20 @@ MALFORMED: list[tuple[str, Any, dict[str, Any], Any, str, list[str]]] = [
      {"invalid_utf8": "repair"}, [], "", [A, "café"]),
     ("open.xml", dump(page("A", A), page("T", C).replace("  </page>\n", ""), page("B", B)), {},
      ["unreadable"], "no </page>: 'T'", [A, B]),
-    ("bomb.xml", BOMB + dump(page("A", A), page("T", "Unha &f; só.")), {}, [], "", [A, "Unha f só."]),
+    ("opens.xml", dump(*[page(t, C).replace("  </page>\n", "") for t in "TT"], page("B", B)), {},
+     ["unreadable", "unreadable"], "no </page>: 'T'", [B]),
+    ("ends.xml", dump(page("A", A)).removesuffix("</mediawiki>\n"), {}, ["unreadable"], "the rest of the dump", [A]),
+    ("bomb.xml", BOMB + dump(page("A", A), page("T", "Unha &c; só.")), {}, [], "", [A, "Unha c só."]),
     ("none.xml", "<mediawiki><siteinfo/></mediawiki>", {}, ["unreadable"], "no <page>", []),
     ("notext.xml", dump("<page><title>T</title><ns>0</ns></page>", page("B", B)), {}, ["unreadable"], "<text>", [B]),
-    ("long.xml", dump(page("T", "x" * 5000), page("B", B)), {"max_document_megabytes": 0.004}, ["too_long"], "page", [B]),
-    ("braces.xml", dump(page("T", "{{" * 3000 + "[[" * 3000), page("B", B)), {}, [], "", ["[[" * 3000, B]),
+    ("long.xml", dump(page("T", "x" * 5000), page("B", B)), {"max_document_megabytes": 0.004},
+     ["too_long"], "a page of 5,", [B]),
+    ("braces.xml", dump(page("T", "{{" * 3000 + "[[" * 3000), page("B", B)), {}, [], "", ["", B]),
     # parquet
     ("none.parquet", "PAR1 no parquet PAR1", {}, ["unreadable"], "none.parquet", []),
     ("zeros.parquet", bytes(2000), {}, ["unreadable"], "zeros.parquet", []),
     ("cut.parquet", table([A, B])[:-30], {}, ["unreadable"], "cut.parquet", []),
-    ("flipped.parquet", overwritten(ROWS, ROWS.index(A.encode()) - 60), {},
+    ("flipped.parquet", overwritten(ROWS, ROWS.index(A.encode()) + 60), {},
      ["unreadable"], "row group 0, 3 rows from row 1", [A, B, C]),
     ("field.parquet", table([A], name="body"), {}, STOPS, "no column 'text' .*n, body.*text_field", []),
     ("numbers.parquet", table([1, 2]), {}, STOPS, "column 'text' is of type int64, not text", []),
@@ -695,17 +705,14 @@ MALFORMED: list[tuple[str, Any, dict[str, Any], Any, str, list[str]]] = [
     ("link.epub", link("b.xhtml", "/etc/passwd"), {}, ["unreadable"], "b.xhtml' is a link", [A]),
     ("missing.epub", book({"OEBPS/a.xhtml": chapter(A)}, ["b.xhtml", "", "a.xhtml"]), {},
      ["unreadable", "unreadable"], "not in the archive", [A]),
-    ("entities.epub", book({"b.xhtml": chapter_after(BOMB, "&f;" * 9), "a.xhtml": chapter(A)}), {},
+    ("entities.epub", book({"b.xhtml": chapter_after(BOMB, "&c;" * 9), "a.xhtml": chapter(A)}), {},
      ["unreadable"], "b.xhtml.*50 MB", [A]),
-    ("external.epub", book({"b.xhtml": chapter_after('<!DOCTYPE x [<!ENTITY s SYSTEM "file:///etc/passwd">]>', "Ola &s;")}),
-     {}, [], "", ["Ola s"]),
-    ("crc.epub", lambda: overwritten(d := book({"b.xhtml": os.urandom(900).hex(), "a.xhtml": chapter(A)}),
-                                     d.index(b"b.xhtml", d.index(b"</package>") if b"</package>" in d else 0) + 200),
-     {}, ["unreadable"], "b.xhtml", [A]),
-    ("locked.epub", book({"OEBPS/a.xhtml": chapter(A), "OEBPS/b.xhtml": os.urandom(50)}, **{"META-INF_encryption.xml":
+    ("external.epub", book({"b.xhtml": chapter_after(EXTERNAL, "Ola &s;")}), {}, [], "", ["Ola s"]),
+    ("crc.epub", overwritten(BOOK, BOOK.index(b"b.xhtml") + 200), {}, ["unreadable"], "b.xhtml", [A]),
+    ("locked.epub", book({"OEBPS/a.xhtml": chapter(A), "OEBPS/b.xhtml": bytes(50)}, **{"META-INF_encryption.xml":
      '<encryption><CipherData><CipherReference URI="OEBPS/b.xhtml"/></CipherData></encryption>'}), {},
      ["unreadable"], "b.xhtml' is encrypted", [A]),
-    ("container.epub", lambda: PACK.getvalue(), {}, ["unreadable"], "not an EPUB.*container.xml", []),
+    ("container.epub", PACK.getvalue(), {}, ["unreadable"], "not an EPUB.*container.xml", []),
     ("spine.epub", book({"a.xhtml": chapter(A)}, []), {}, ["unreadable"], "names no chapter", []),
     # HTML and XML
     ("blank.html", " \n\t ", {}, ["unreadable"], "blank.html", []),
@@ -718,31 +725,32 @@ MALFORMED: list[tuple[str, Any, dict[str, Any], Any, str, list[str]]] = [
     ("none.docbook", "no XML at all", {}, ["unreadable"], "none.docbook", []),
     ("zeros.docbook", bytes(100), {}, ["unreadable"], "zeros.docbook", []),
     ("quadratic.docbook", f"{QUADRATIC}<para>{'&a;' * 50_000}</para>", {}, ["unreadable"], "50 MB", []),
-    ("bomb.xml", f"{BOMB}<article><para>{'&f;' * 9}</para></article>", {}, ["unreadable"], "50 MB", []),
-    ("external.xml", '<!DOCTYPE a SYSTEM "http://localhost:9/a.dtd" [<!ENTITY s SYSTEM "file:///etc/passwd">]>'
-     "<article><para>Ola &s;</para></article>", {}, [], "", ["Ola s"]),
+    ("bomb.xml", f"{BOMB}<article><para>{'&c;' * 9}</para></article>", {}, ["unreadable"], "50 MB", []),
+    ("external.xml", f"{EXTERNAL}<article><para>Ola &s;</para></article>", {}, [], "", ["Ola s"]),
     ("include.xml", '<article xmlns:xi="http://www.w3.org/2001/XInclude"><para>Ola '
      '<xi:include href="file:///etc/passwd" parse="text"/></para></article>', {}, [], "", ["Ola"]),
     # CoNLL-U
-    ("columns.conllu", sentence(A, "newdoc") + "1 Ola\n2 mundo\n\n" + sentence(B), {}, ["unreadable"], "line 16", [f"{A}\n{B}"]),
+    ("columns.conllu", sentence(A, "newdoc") + "1 Ola\n2 mundo\n\n" + sentence(B), {},
+     ["unreadable"], "line 15", [f"{A}\n{B}"]),
     ("text.conllu", f"{A}\n\n{B}\n", {}, ["unreadable", "unreadable"], "text.conllu line", []),
-    ("line.conllu", sentence(A, "newdoc") + "x" * 100_000 + "\n\n" + sentence(B, "newdoc"), {"max_document_megabytes": 0.05},
-     ["too_long"], "100,000 bytes in one line", [A, B]),
-    ("long.conllu", sentence(A, "newdoc") + sentence("x" * 30, "newdoc") + sentence("y " * 1500) + sentence(B, "newdoc"),
-     {"max_document_megabytes": 0.003}, ["too_long"], "in one document", [A, B]),
+    ("line.conllu", sentence(A, "newdoc") + "x" * 100_000 + "\n\n" + sentence(B, "newdoc"),
+     {"max_document_megabytes": 0.05}, ["too_long"], "100,000 bytes in one line", [A, B]),
+    ("long.conllu", sentence(A, "newdoc") + sentence("y " * 700, "newdoc") * 3 + sentence(B, "newdoc"), {}, [], "",
+     [A, *[("y " * 700).strip()] * 3, B]),
+    ("long.conllu", sentence(A, "newdoc") + sentence("x", "newdoc") + sentence("y " * 700) * 3 + sentence(B, "newdoc"),
+     {"max_document_megabytes": 0.004}, ["too_long"], "in one document", [A, B]),
     ("cut.conllu", sentence(A, "newdoc") + f"# text = {B}\n1\tA", {}, [], "", [f"{A}\n{B}"]),
     ("mixed.conllu", b"# text = caf\xe9\n1\ta\n", {}, STOPS, r"byte 12 \(line 1\)", []),
     # gettext
     ("none.po", "no catalogue at all", {}, ["unreadable"], "no msgstr", []),
-    ("line.po", PO + 'msgid "unclosed of four words\nmsgstr "Unha mensaxe sen fin', {}, ["unreadable"], "2 lines.*line 29",
-     SAMPLES["words.po"][1]),
+    ("line.po", PO + 'msgid "unclosed of four words\nmsgstr "Unha mensaxe sen fin', {},
+     ["unreadable"], "2 lines.*line 25", SAMPLES["words.po"][1]),
     ("mixed.po", PO.encode() + b'msgid "x"\nmsgstr "caf\xe9"\n', {}, ["unreadable"], "UnicodeDecodeError", []),
-    ("cut.mo", b"\xde\x12\x04\x95" + (0).to_bytes(4, "little") + (9**9).to_bytes(4, "little"), {}, ["unreadable"], "cut.mo", []),
-    ("count.mo", b"\xde\x12\x04\x95\0\0\0\0" + b"\1\0\0\0\x14\0\0\0\x14\0\0\0" + b"\xff\0\0\0" * 2, {},
-     ["unreadable"], "cut off", []),
+    ("cut.mo", struct.pack("<4I", 0x950412DE, 0, 9**9, 28), {}, ["unreadable"], "cut.mo", []),
+    ("count.mo", struct.pack("<7I", 0x950412DE, 0, 1, 20, 20, 255, 255), {}, ["unreadable"], "cut off", []),
     # OCR
     ("cut.xml", alto_page(alto_block("a", strings(A)))[:-40], {}, ["unreadable"], "XMLSyntaxError", []),
-    ("entity.xml", BOMB + alto_page(alto_block("a", '<String CONTENT="&f;&f;"/>')).partition("?>")[2], {},
+    ("entity.xml", BOMB + alto_page(alto_block("a", '<String CONTENT="' + "&c;" * 9 + '"/>')).partition("?>")[2], {},
      ["unreadable"], "50 MB", []),
     ("words.xml", alto_page(alto_block("a", strings(A, "NaN"), "<String/>")), {}, [], "", [A]),
     ("none.hocr", "<p>Unha páxina sen clases</p>", {}, ["unreadable"], "not hOCR", []),
@@ -750,11 +758,13 @@ MALFORMED: list[tuple[str, Any, dict[str, Any], Any, str, list[str]]] = [
     # JSON lines and text
     ("deep.jsonl", json.dumps(MESSAGES) + "\n" + "[" * 100_000 + "\n" + json.dumps({"text": B}), {},
      ["unreadable"], "line 2: RecursionError", [A, B]),
-    ("digits.jsonl", '{"text": "a", "n": ' + "9" * 5000 + "}\n" + json.dumps({"text": B}), {}, ["unreadable"], "line 1", [B]),
+    ("digits.jsonl", '{"text": "a", "n": ' + "9" * 5000 + "}\n" + json.dumps({"text": B}), {},
+     ["unreadable"], "line 1", [B]),
     ("surrogate.jsonl", '{"text": "a \\ud800 b"}\n{"text": "c"}', {}, [], "", ["a \ud800 b", "c"]),
     ("bidi.jsonl", json.dumps({"text": "a \u202e b \u2066c\u2069"}), {}, [], "", ["a \u202e b \u2066c\u2069"]),
     ("wide.txt", A.encode("utf-16"), {}, STOPS, "byte 0 .*0xFF, not UTF-8.*iconv", []),
-    ("line.txt", f"{A}\n\n{'x' * 200_000}\n\n{B}", {"max_document_megabytes": 0.1}, ["too_long"], "200,000 bytes", [A, B]),
+    ("line.txt", f"{A}\n\n{'x' * 200_000}\n\n{B}", {"max_document_megabytes": 0.1},
+     ["too_long"], "200,000 bytes", [A, B]),
     ("bits.txt", bytes(range(128, 256)), {}, STOPS, "0x80, not UTF-8", []),
 ]  # fmt: skip
 
@@ -767,7 +777,7 @@ MALFORMED: list[tuple[str, Any, dict[str, Any], Any, str, list[str]]] = [
 def test_a_malformed_file_stops_or_is_counted_and_costs_no_other_document(
     tmp_path, name, content, fields, outcome, words, texts
 ):
-    write(tmp_path / name, content() if callable(content) else content)
+    write(tmp_path / name, content)
     write(tmp_path / "zz.txt", "A veciña.")
     if outcome == STOPS:
         with pytest.raises(BadInput, match=f"{name}.*{words}"):
