@@ -284,6 +284,21 @@ def test_redirects_and_pages_that_are_no_articles_are_counted_and_left_out(tmp_p
     assert "'R'" in found[0].detail and "namespace 1" in found[1].detail and found[3].text == A
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("Sexa <math>{{x}^{{2}</math> un <ce>{{</ce>número.", "Sexa un número."),
+        ("Sexa <math>x sen fin.", "Sexa x sen fin."),
+        ("Un </math> e <math/> dous.", "Un e dous."),
+        ("Un <!-- {{ <math> --> e <!-- dous.", "Un e dous."),
+        ("<nowiki>[[non é]]</nowiki> unha ligazón", "[[non é]] unha ligazón"),
+        ("Un &#x1F600; e &nbsp;&bogus; e &#xD800;.", "Un 😀 e &bogus; e \ufffd."),
+    ],
+)
+def test_formulas_go_and_what_is_no_markup_stays(source, text):
+    assert markup.article(source) == text
+
+
 def test_of_several_revisions_the_last_is_read(tmp_path):
     older = "    <revision><id>1</id><model>wikitext</model><text>Vello de todo.</text></revision>\n"
     assert [d.text for d in read_bytes(tmp_path, "a.xml", dump(page("A", A, more=older)))] == [A]
@@ -681,7 +696,9 @@ MALFORMED: list[tuple[str, Any, dict[str, Any], Any, str, list[str]]] = [
     ("notext.xml", dump("<page><title>T</title><ns>0</ns></page>", page("B", B)), {}, ["unreadable"], "<text>", [B]),
     ("long.xml", dump(page("T", "x" * 5000), page("B", B)), {"max_document_megabytes": 0.004},
      ["too_long"], "a page of 5,", [B]),
-    ("braces.xml", dump(page("T", "{{" * 3000 + "[[" * 3000), page("B", B)), {}, [], "", ["", B]),
+    ("braces.xml", dump(page("T", "{{" * 50 + "[[" * 50), page("B", B)), {}, [], "", ["", B]),
+    *[("nested.xml", dump(page("T", opening * 50_000), page("B", B)), {}, ["unreadable"], "inside each other", [B])
+      for opening in ("{{a|", "[[a|", "[http://a ", "&lt;b&gt;")],
     # parquet
     ("none.parquet", "PAR1 no parquet PAR1", {}, ["unreadable"], "none.parquet", []),
     ("zeros.parquet", bytes(2000), {}, ["unreadable"], "zeros.parquet", []),
