@@ -199,12 +199,12 @@ def _zstd() -> Any:
     return zstandard.ZstdDecompressor().decompressobj()
 
 
-# suffix → (a new decompressor, bytes it is given at once). zstd's cannot be told to stop; 1 KB makes 32 MB at most.
+# suffix → (a new decompressor, bytes it is given at once). zstd's cannot be told to stop; 256 make 8 MB at most.
 _DECOMPRESSORS: dict[str, tuple[Callable[[], Any], int]] = {
     ".gz": (lambda: zlib.decompressobj(wbits=31), 1 << 16),
     ".bz2": (bz2.BZ2Decompressor, 1 << 16),
     ".xz": (lambda: lzma.LZMADecompressor(memlimit=1 << 28), 1 << 16),
-    ".zst": (_zstd, 1 << 10),
+    ".zst": (_zstd, 1 << 8),
 }
 COMPRESSED = tuple(_DECOMPRESSORS)
 

@@ -4,7 +4,6 @@ What cannot be read is never skipped in silence: it is in the stream as an `Unre
 whichever the user can act on. A reader that raises anything else is ended by `readers.read` with an Unread.
 """
 
-import dataclasses
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from jaxbert.config import Corpus
-from jaxbert.data import files, markup
+from jaxbert.data import files, markup, wiki
 from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unread, unread
 from jaxbert.errors import BadInput
 
@@ -217,89 +216,6 @@ def _joined(words: list[list[str]]) -> str:
     return "".join(parts).strip()
 
 
-def wiki(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
-    """A MediaWiki XML dump (mediawiki.org/wiki/Help:Export): a document an article, its last revision.
-
-    Pages are cut out of the stream one by one and parsed by themselves, so memory is bounded by the longest and a
-    broken one costs no other. Redirects and pages that are no articles are an Unread each. meta: `title`.
-    """
-    skipped: frozenset[str] | None = None
-    for head, page in _pages(path, files.limit(corpus)):
-        if skipped is None:
-            # The dump names its namespaces in its own language; 6 is File, 14 is Category.
-            names = re.findall(r'<namespace key="(?:6|14)"[^>]*>([^<]*)<', head.decode("utf-8", "replace"))
-            skipped = frozenset(name.lower() for name in (*names, "file", "image", "category"))
-        if isinstance(page, Unread):
-            yield page
-            continue
-        try:
-            if corpus.invalid_utf8 == "repair":
-                page = files.decode(page, path, "a page", 0, dataclasses.replace(corpus, encoding="utf-8")).encode()
-            yield _article(page.decode("utf-8"), path, skipped)
-        except BadInput:
-            raise
-        except Exception as error:
-            yield unread("unreadable", f"{path}{_title_of(page)}: {type(error).__name__}: {error}")
-    if skipped is None:
-        raise ValueError("no <page> in it: not a MediaWiki dump")
-
-
-def _article(page: str, path: str, skipped: frozenset[str]) -> Document | Unread:
-    values: dict[str, str] = {"model": "wikitext"}
-    for element in markup.xml_root(page.encode()).iter():
-        values[element.tag] = (element.text or "") if len(element) == 0 else ""  # of several revisions the last stays
-    where = f"{path}: {values.get('title', '')!r}"
-    if "redirect" in values:
-        return unread("redirect", where)
-    if values.get("ns", "0") != "0" or values["model"] != "wikitext":
-        return unread("not_an_article", f"{where}, namespace {values.get('ns')}, {values['model']}")
-    if "text" not in values:
-        raise ValueError("a page without <text>")
-    return Document(markup.article(values["text"], skipped), "", "", {"title": values.get("title", "")})
-
-
-def _title_of(page: bytes) -> str:
-    found = re.search(rb"<title>([^<]{0,300})", page)
-    return f": {found[1].decode('utf-8', 'replace')!r}" if found else ""
-
-
-def _pages(path: str, limit: int) -> Iterator[tuple[bytes, bytes | Unread]]:
-    """(what stands before the first page, `<page>…</page>`) of a dump; < in a page's text is always written &lt;."""
-    head, held, dropped = b"", b"", 0  # dropped: bytes of a page that is over the limit
-    inside = False
-    try:
-        for chunk in files.chunks(path):
-            seen, held = max(0, len(held) - 7), held + chunk  # a tag may be cut by the chunk's end
-            while True:
-                tag = b"</page>" if inside else b"<page>"
-                at = held.find(tag, seen)
-                if at < 0:
-                    break
-                if inside:
-                    found, held = held[: at + len(tag)], held[at + len(tag) :]
-                    *broken, last = found.split(b"<page>")
-                    for page in broken if dropped else broken[1:]:  # pages without an end
-                        yield head, unread("unreadable", f"{path}: no </page>{_title_of(page)}")
-                    page = b"<page>" + last
-                    size = len(page) if broken else dropped + len(last)
-                    too_long = unread("too_long", f"{path}: a page of {size:,} bytes; {TOO_LONG_REMEDY}")
-                    yield head, page if size <= limit else too_long
-                else:
-                    head, held = head or held[:at] or b" ", held[at:]
-                inside, dropped, seen = not inside, 0, 0
-            if not inside and len(head + held) > 1 << 20:
-                held = held[-7:]
-            elif inside and len(held) > limit:
-                dropped, held = dropped + len(held) - 7, held[-7:]
-    except files.Corrupted as error:
-        yield head, unread("unreadable", f"{path}: the rest of the dump{_title_of(held)}: {error}")
-        return
-    if inside:
-        yield head, unread("unreadable", f"{path}: ends in the middle of a page{_title_of(held)}")
-    elif head and b"</mediawiki>" not in held:
-        yield head, unread("unreadable", f"{path}: ends without </mediawiki>, so the rest of the dump is missing")
-
-
 def epub(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
     """EPUB (w3.org/TR/epub-33): a document a file of the spine, in its order. meta: the book's `title`.
 
@@ -447,7 +363,7 @@ READERS: dict[str, Reader] = {
     "jsonl": jsonl,
     "parquet": parquet,
     "conllu": conllu,
-    "wiki": wiki,
+    "wiki": wiki.dump,
     "epub": epub,
     "html": _markup(markup.html),
     "xhtml": _markup(markup.xhtml),

@@ -15,15 +15,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from html import unescape
 from html.entities import html5
 from pathlib import Path
 from typing import Any
 
 from lxml import etree
 from lxml import html as lxml_html
-
-from jaxbert.errors import BadInput
 
 BREAK = "\u2029"  # PARAGRAPH SEPARATOR: marks ends of blocks while text is put together
 MESSAGES = 24  # of a catalogue, in one document
@@ -529,106 +526,3 @@ def dehyphenated(lines: Iterable[str]) -> str:
         else:
             text = f"{text} {line}" if text else line
     return text
-
-
-# --- wikis ---
-
-_WIKI_SKIPPED = frozenset(
-    "ce chem gallery graph hiero imagemap indicator inputbox mapframe maplink math ref references score"
-    " section source style syntaxhighlight table templatedata templatestyles timeline".split()
-)
-# Templates that the parser found no end of, rows of such tables, behaviour switches, quotes for bold and italics.
-_WIKI_LEFTOVERS = re.compile(r"^[ \t]*(?:\{\||\|).*$|\{\{.*$|\}\}|__[A-Z]+__|'{2,}|^[*#:;]+[ \t]*", re.M)
-_WIKI_EMPTY = re.compile(r"[ \t]*\([\s,;:·–—-]*\)")  # a parenthesis whose templates are gone
-_WIKI_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?")  # of a link to another language: [[en:Title]]
-
-
-def article(text: str, namespaces: frozenset[str] = frozenset()) -> str:
-    """A wiki page's source as text, a line a paragraph; tables, templates, references, files and categories go.
-
-    `namespaces`: names, in lower case, of those whose links show no text (File, Category and their translations). The
-    parser is mwparserfromhell, which knows no templates: what they would have written is missing.
-    """
-    try:
-        import mwparserfromhell
-    except ImportError:
-        raise BadInput("corpus.input: a wiki's dump needs mwparserfromhell; pip install 'jaxbert[prepare]'") from None
-    text = _without_hidden(text)
-    _check_nesting(text)
-    parts: list[str] = []
-    _wiki_text(mwparserfromhell.parse(text, skip_style_tags=True), parts, namespaces)
-    text = _WIKI_EMPTY.sub("", _WIKI_LEFTOVERS.sub("", "".join(parts)))
-    return "\n".join(line for block in text.split("\n") if (line := " ".join(block.split())))
-
-
-_WIKI_HIDDEN = re.compile(r"(<!--|-->|</?(?:ce|chem|math|score|source|syntaxhighlight|timeline)\b[^<>]{0,300}>)", re.I)
-
-
-def _without_hidden(text: str) -> str:
-    """Comments, formulas and listings go before the parser sees their braces; what is not closed goes alone."""
-    parts = _WIKI_HIDDEN.split(text)  # text, tag, text, …, text
-    kept, opened = [parts[0]], 0
-    for i in range(1, len(parts), 2):
-        if parts[i].startswith("</") or parts[i] == "-->":
-            opened = 0
-        elif not parts[i].endswith("/>") and not opened:
-            opened = i
-        if not opened:
-            kept.append(parts[i + 1])
-    return "".join(kept + (parts[opened + 1 :: 2] if opened else []))
-
-
-NESTED = 100  # of one kind, in a wiki page: the parser reads to the page's end for each that it finds no end of
-_WIKI_BRACKETS = re.compile(
-    r"(?P<template>\{\{)|(?P<template_end>\}\})|(?P<link>\[\[)|(?P<link_end>\]\])"
-    r"|(?P<url>\[(?:https?:|//))|(?P<url_end>\])"
-    r"|<[a-z][^<>]{0,300}/>|<(?:br|dd|dt|hr|img|li|p|td|th|tr|wbr)\b|(?P<tag><[a-z])|(?P<tag_end></[a-z])",
-    re.I,
-)
-
-
-def _check_nesting(text: str) -> None:
-    """Raises ValueError for a page on which the parser would spend minutes: 20,000 times "{{a|" took it 286 s."""
-    depth: dict[str, int] = {}
-    for match in _WIKI_BRACKETS.finditer(text):
-        kind = match.lastgroup or ""
-        name = kind.removesuffix("_end")
-        depth[name] = max(0, depth.get(name, 0) + (1 if kind == name else -1))
-        if name and depth[name] > NESTED:
-            raise ValueError(f"more than {NESTED} of {match[0]!r} inside each other, or without an end")
-
-
-def _wiki_text(code: Any, parts: list[str], namespaces: frozenset[str]) -> None:
-    from mwparserfromhell import nodes
-
-    for node in code.nodes:
-        match node:
-            case nodes.Text():
-                parts.append(str(node.value))
-            case nodes.Wikilink():
-                prefix, colon, _ = str(node.title).partition(":")
-                prefix = prefix.strip().replace("_", " ").lower()
-                shown = (
-                    not colon
-                    or prefix not in namespaces
-                    and not (node.text is None and _WIKI_LANGUAGE.fullmatch(prefix))
-                )
-                if shown and node.text is None:
-                    parts.append(str(node.title).lstrip(":"))
-                elif shown:
-                    _wiki_text(node.text, parts, namespaces)
-            case nodes.ExternalLink():
-                if node.brackets and node.title is not None:
-                    _wiki_text(node.title, parts, namespaces)
-            case nodes.Heading():
-                parts.append("\n")
-                _wiki_text(node.title, parts, namespaces)
-                parts.append("\n")
-            case nodes.HTMLEntity():
-                parts.append(unescape(str(node)))
-            case nodes.Tag():
-                name = str(node.tag).strip().lower()
-                if name in HTML_BLOCKS and not node.wiki_markup:
-                    parts.append("\n")
-                if name not in _WIKI_SKIPPED and node.contents is not None:
-                    _wiki_text(node.contents, parts, namespaces)
