@@ -30,17 +30,41 @@ FAMILIES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Repetition:
+    """Limits of Rae et al. 2021 (arXiv:2112.11446, table A1) over which a document is rejected; shares of it."""
+
+    filter: bool = False
+    duplicate_lines: float = 0.30
+    duplicate_line_characters: float = 0.20
+    top_2_gram: float = 0.20  # characters in the most frequent n-gram
+    top_3_gram: float = 0.18
+    top_4_gram: float = 0.16
+    duplicate_5_grams: float = 0.15  # characters in n-grams that were there before
+    duplicate_6_grams: float = 0.14
+    duplicate_7_grams: float = 0.13
+    duplicate_8_grams: float = 0.12
+    duplicate_9_grams: float = 0.11
+    duplicate_10_grams: float = 0.10
+
+
+@dataclasses.dataclass(frozen=True)
 class Clean:
     """What happens to a document's text, in this order. Every step can be switched off, and every step counts."""
 
     repair: bool = True  # mojibake and HTML entities (ftfy), then Unicode NFC
     control_characters: bool = True  # remove control characters and NUL, keep newlines and tabs
+    mask_emails: bool = False  # → name@example.org
+    mask_phones: bool = False  # digits → 0: of numbers with + or 00, or after "tel." and the like
+    mask_identity_numbers: bool = False  # digits → 0: identity, account and card numbers whose checksum fits
     min_words: int = 4  # of a paragraph; 0: off
     min_letters: float = 0.62  # share of letters among a paragraph's non-space characters; 0: off
     identify_language: bool = True  # off for languages that the identifier does not know
     languages: tuple[str, ...] = ()  # accepted; empty: `corpus.language` alone
     language_threshold: float = 0.5  # least probability of an accepted language
+    repetition: Repetition = Repetition()
     duplicates: Literal["off", "document", "paragraph"] = "paragraph"  # paragraph: also repeated paragraphs go
+    near_duplicates: float = 0.0  # least Jaccard similarity of word 5-grams at which the later goes (0.8); 0: off
+    boilerplate: int = 0  # documents that have a line, from which on it goes from all of them; 0: off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +83,10 @@ class Corpus:
     licence: str = ""  # of files that carry none themselves; goes into the model card
     attribution: str = ""
     workers: int = 0  # processes; 0: one a core
+    remove: tuple[str, ...] = ()  # files of ids, URLs and hashes, a line each, of documents that must not be there
+    benchmarks: tuple[str, ...] = ()  # files or folders of test data whose runs of words are looked for in documents
+    benchmark_words: int = 13  # of a run
+    benchmark_overlap: Literal["report", "remove"] = "report"  # what happens to documents that share one
     clean: Clean = Clean()
 
 

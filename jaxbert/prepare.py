@@ -31,7 +31,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus
-from jaxbert.data import clean, formats, masking, packing, readers, source, stages
+from jaxbert.data import across, clean, formats, masking, overlap, packing, readers, source, stages
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
@@ -83,6 +83,8 @@ def check_recipe(config: Config) -> None:
     if not config.corpus.language and Path(config.corpus.directory) == Path("data"):
         raise BadInput("corpus.language: empty; give the ISO 639-1 code of the text, such as sv")
     clean.check(config.corpus)
+    across.check(config.corpus)
+    overlap.check(config.corpus)
 
 
 def _check_row_length(row_length: int, piece_length: int) -> None:
@@ -165,9 +167,14 @@ def _documents_stage(directory: Path, config: Config, workers: int, keep_rejecte
     corpus = config.corpus
     # Where it lies, who makes it and under which licence it stands changes no byte of the documents.
     left_out = ("directory", "workers", "licence", "attribution")
-    recipe = {f"corpus.{k}": v for k, v in recipes.to_dict(corpus).items() if k not in left_out}
+    recipe, defaults = (
+        {f"corpus.{k}": v for k, v in recipes.to_dict(values).items() if k not in left_out}
+        for values in (corpus, Corpus())
+    )
+    recipe["corpus.benchmarks"] = [f"{name} sha256:{overlap.digest(name)}" for name in corpus.benchmarks]
+    recipe["corpus.remove"] = [f"{name} sha256:{stages.sha256(Path(name))}" for name in corpus.remove]
     if (directory / "documents").is_dir():
-        report = stages.run_stage(directory, "documents", recipe, "", lambda folder: {})
+        report = stages.run_stage(directory, "documents", recipe, "", lambda folder: {}, defaults)
         _check_input_unchanged(directory, corpus, report["sources"])
         if not keep_rejected or (directory / "rejected").is_dir():
             return report
@@ -210,37 +217,36 @@ def make_documents(
     paragraphs: Counter = Counter()
     languages: Counter = Counter()
     changed: Counter = Counter()
+    overlaps: Counter = Counter()
     splits = {split: Counter(documents=0, characters=0) for split in SPLITS}
-    duplicates = clean.Duplicates(corpus.clean.duplicates)
+    duplicates, removal = clean.Duplicates(corpus.clean.duplicates), clean.Removal(corpus)
+    report: dict[str, Any] = {}
     fingerprint = hashlib.sha256()
-    files = sum(len(s.files) for s in found)
-    file, done = "", 0
-    stream = itertools.chain.from_iterable(readers.read(s, corpus) for s in found)
     with contextlib.ExitStack() as stack:
         shards = {split: stack.enter_context(source.Shards(folder, split)) for split in SPLITS}
         out = stack.enter_context(open(rejected / "rejected.jsonl", "wb")) if rejected else None
-        progress = stack.enter_context(stages.Progress("documents", files, "files"))
-        for block, results in stages.in_order(functools.partial(_clean, corpus), stages.blocks(stream), workers):
-            for document, result in zip(block, results, strict=True):
-                if isinstance(document, readers.Document):
-                    result = duplicates.apply(result)
-                fates[document.source][result.fate] += 1
-                paragraphs.update(result.paragraphs)
-                languages.update(result.languages)
-                changed.update(result.changed)
-                if result.fate == "kept":
-                    split = clean.split_of(result, corpus.validation_share)
-                    record = _json_line({"text": result.text, **_identity(document)})
-                    shards[split].write(record)
-                    fingerprint.update(record)
-                    splits[split].update(documents=1, characters=len(result.text))
-                elif out:
-                    reason = {"fate": result.fate, "detail": result.detail}
-                    out.write(_json_line({"text": document.text, **_identity(document), **reason}) + b"\n")
-                if (name := document.id.rpartition("#")[0]) != file:
-                    file, done = name, done + 1
-            kept = sum(c["documents"] for c in splits.values())
-            progress.update(done, f"{sum(sum(c.values()) for c in fates.values()):,} documents, {kept:,} kept")
+        documents = _cleaned_documents(corpus, found, workers, removal, duplicates)
+        documents = across.judged(documents, corpus, folder, report, keep_texts=rejected is not None)
+        for document, result in documents:
+            result = duplicates.paragraph(result)
+            fates[document.source][result.fate] += 1
+            paragraphs.update(result.paragraphs)
+            languages.update(result.languages)
+            changed.update(result.changed)
+            if result.fate in ("kept", "benchmark"):
+                overlaps.update(result.overlaps.keys())
+            if result.fate == "kept":
+                split = clean.split_of(result, corpus.validation_share)
+                record = _json_line({"text": result.text, **_identity(document)})
+                shards[split].write(record)
+                fingerprint.update(record)
+                splits[split].update(documents=1, characters=len(result.text))
+            elif out:
+                # What must not be there is not there, either.
+                text = "" if result.fate == "removed" else document.text
+                reason = {"fate": result.fate, "detail": result.detail}
+                out.write(_json_line({"text": text, **_identity(document), **reason}) + b"\n")
+    _say_unmatched(removal)
     total = sum(fates.values(), Counter())
     _check_enough(corpus, total, languages, splits)
     by_source = {name: dict(sorted(count.items())) for name, count in fates.items()}
@@ -251,18 +257,56 @@ def make_documents(
         "paragraphs": dict(sorted(paragraphs.items())),
         "changed": dict(sorted(changed.items())),
         "languages_rejected": dict(languages.most_common()),
+        **({"benchmarks": overlap.report(corpus, overlaps)} if corpus.benchmarks else {}),
+        **({"remove": removal.report()} if corpus.remove else {}),
+        **report,
         "splits": {split: dict(count) for split, count in splits.items()},
         "fingerprint": fingerprint.hexdigest(),
     }
 
 
+def _cleaned_documents(
+    corpus: Corpus,
+    found: Sequence[readers.Source],
+    workers: int,
+    removal: clean.Removal,
+    duplicates: clean.Duplicates,
+) -> Iterator[tuple[readers.Document | readers.Unread, clean.Cleaned]]:
+    """All that is in the input, cleaned, with what is to be removed and repeated documents found, in order."""
+    stream = itertools.chain.from_iterable(readers.read(s, corpus) for s in found)
+    file, done, count, kept = "", 0, 0, 0
+    with stages.Progress("documents", sum(len(s.files) for s in found), "files") as progress:
+        for block, results in stages.in_order(functools.partial(_clean, corpus), stages.blocks(stream), workers):
+            for document, result in zip(block, results, strict=True):
+                result = duplicates.document(removal.apply(document, result))
+                yield document, result
+                count, kept = count + 1, kept + (result.fate == "kept")
+                if (name := document.id.rpartition("#")[0]) != file:
+                    file, done = name, done + 1
+            progress.update(done, f"{count:,} documents, {kept:,} kept")
+
+
 def _clean(corpus: Corpus, block: list[readers.Document | readers.Unread]) -> list[clean.Cleaned]:
-    """`clean_block`, with what could not be read in its place."""
-    cleaned = iter(clean.clean_block([d for d in block if isinstance(d, readers.Document)], corpus))
+    """`clean_block`, with what could not be read in its place, and compared with benchmarks and signed."""
+    cleaned = clean.clean_block([d for d in block if isinstance(d, readers.Document)], corpus)
+    overlap.mark(cleaned, corpus)
+    across.sign_kept(cleaned, corpus)
+    in_order = iter(cleaned)
     return [
-        next(cleaned) if isinstance(d, readers.Document) else clean.Cleaned(text="", fate=d.reason, detail=d.detail)
+        next(in_order) if isinstance(d, readers.Document) else clean.Cleaned(text="", fate=d.reason, detail=d.detail)
         for d in block
     ]
+
+
+def _say_unmatched(removal: clean.Removal, most: int = 20) -> None:
+    """Every line of the removal lists that named nothing is in corpus.json; the first are printed too."""
+    unmatched = removal.report()["unmatched"]
+    if unmatched:
+        more = f"\n  and {len(unmatched) - most:,} more, see corpus.json" if len(unmatched) > most else ""
+        shown = "\n  ".join(unmatched[:most])
+        stages.say(
+            f"corpus.remove: {len(unmatched):,} of {len(removal.matched):,} lines named nothing:\n  {shown}{more}"
+        )
 
 
 def _identity(document: readers.Document | readers.Unread) -> dict[str, Any]:
@@ -439,11 +483,15 @@ def show_sample(config: Config, count: int, show: int) -> None:
     found = readers.sources(corpus, log=stages.say)
     share = -(-count // len(found))
     taken = [d for s in found for d in itertools.islice(readers.read(s, corpus), share)][:count]
-    duplicates = clean.Duplicates(corpus.clean.duplicates)
-    results = []
+    duplicates, removal = clean.Duplicates(corpus.clean.duplicates), clean.Removal(corpus)
+    results: list[clean.Cleaned] = []
     for block in stages.blocks(taken):
         pairs = zip(block, _clean(corpus, block), strict=True)
-        results += [duplicates.apply(r) if isinstance(d, readers.Document) else r for d, r in pairs]
+        results += [duplicates.document(removal.apply(d, r)) for d, r in pairs]
+    with tempfile.TemporaryDirectory() as temporary:
+        pairs = zip(taken, results, strict=True)
+        results = [r for _, r in across.judged(pairs, corpus, Path(temporary), {}, keep_texts=False)]
+    results = [duplicates.paragraph(r) for r in results]
     kept = [r.text for r in results if r.fate == "kept"]
     with tempfile.TemporaryDirectory() as temporary:
         tokenizer = _sample_tokenizer(config, kept, Path(temporary)) if kept else None
@@ -543,6 +591,8 @@ def _print_summary(corpus: dict[str, Any], directory: Path) -> None:
     paragraphs = corpus["paragraphs"]
     all_paragraphs = sum(paragraphs.values()) or 1
     _print_table("paragraphs", [(reason, f"{n:,}", f"{n / all_paragraphs:.1%}") for reason, n in paragraphs.items()])
+    for name, found in corpus.get("benchmarks", {}).items():
+        stages.say(f"{name}: {found['documents']:,} documents share runs of words with its {found['fields']:,} fields")
     if corpus["languages_rejected"]:
         stages.say(f"rejected text was taken for {_shares(Counter(corpus['languages_rejected']))}")
     lines = [

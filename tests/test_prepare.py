@@ -149,6 +149,100 @@ def test_asking_for_rejected_documents_later_changes_nothing_else(copy):
     assert after.pop("rejected/rejected.jsonl") and after == before
 
 
+# --- near duplicates and removal lists ---
+
+
+@pytest.fixture
+def nearly(place):
+    """The recipe's text with a changed copy of every other sentence."""
+    made = lines(120)[:120]
+    text = [sentence.split() for sentence in made if len(sentence.split()) > 40]
+    copies = [" ".join([*words[:20], "cambiado", *words[21:]]) for words in text[::2]]
+    (place / "text.txt").write_text("\n".join(made + copies + ["só"]))
+    return place
+
+
+NEAR = "--config.corpus.clean.near_duplicates=0.6"
+
+
+def test_near_duplicates_have_a_fate_and_the_counts_add_up(nearly):
+    corpus = run(nearly, NEAR, keep_rejected=True)
+    fates = corpus["fates"]
+    assert sum(fates.values()) == corpus["documents"] and fates["near_duplicate"] + fates["near_validation"] > 20
+    assert corpus["paragraphs"]["near_duplicate"] == fates["near_duplicate"] + fates["near_validation"]
+    assert sum(split["documents"] for split in corpus["splits"].values()) == fates["kept"]
+    rejected = [json.loads(line) for line in (nearly / "corpus/rejected/rejected.jsonl").read_text().splitlines()]
+    ids = {d["id"]: s for s in prepare.SPLITS for d in source.read_documents(nearly / "corpus", s)}
+    for record in rejected:
+        if record["fate"].startswith("near"):
+            similarity, _, other = record["detail"].partition(" ")
+            assert record["text"] and float(similarity) >= 0.6
+            assert ids[other] == "validation" or record["fate"] == "near_duplicate"
+    assert [r["fate"] for r in rejected][-1] == "no_paragraph_left"  # in the order of the input
+
+
+def test_no_training_document_stays_that_is_near_a_held_out_one(nearly):
+    run(nearly, NEAR)
+    kept = {s: [d["text"] for d in source.read_documents(nearly / "corpus", s)] for s in prepare.SPLITS}
+    sets = {
+        s: [{tuple(w[i : i + 5]) for i in range(len(w) - 4)} for t in texts if len(w := t.split()) > 5]
+        for s, texts in kept.items()
+    }
+    assert max(len(a & b) / len(a | b) for a in sets["train"] for b in sets["validation"]) < 0.6
+
+
+def test_near_duplicates_are_the_same_for_any_number_of_workers_and_leave_no_file(nearly):
+    run(nearly, NEAR, keep_rejected=True)
+    config = load(nearly, NEAR, f"--config.corpus.directory={nearly / 'other'}")
+    prepare.prepare(config, workers=2, keep_rejected=True)
+    assert digest(nearly / "corpus") == digest(nearly / "other")
+    assert {p.suffix for p in (nearly / "corpus/documents").iterdir()} == {".array_record"}
+
+
+def test_what_a_near_duplicate_has_of_its_own_is_not_taken_from_a_document_that_stays(place):
+    made = [s for s in lines(300) if len(s.split()) > 60]
+    first, second = "\n".join(made[:3]), "\n".join([*made[:3], "isto só está aquí"])
+    others = [f"{sentence}\nisto só está aquí" for sentence in made[3:40]]
+    (place / "text.txt").write_text("\n\n".join([first, second, *others]))
+    run(place, NEAR, "--config.corpus.document=block", "--config.tokenizer.vocab_size=390")
+    texts = [d["text"] for s in prepare.SPLITS for d in source.read_documents(place / "corpus", s)]
+    assert sum("isto só está aquí" in text for text in texts) == 1
+
+
+def test_a_removed_document_is_nowhere_and_lines_that_name_nothing_are_said_and_stored(place, capsys):
+    (place / "remove.txt").write_text(f"{place / 'text.txt'}#2\nhttps://example.org/gone\n")
+    corpus = run(place, f"--config.corpus.remove={place / 'remove.txt'}", keep_rejected=True)
+    assert corpus["fates"]["removed"] == 1 and corpus["remove"]["unmatched"] == ["https://example.org/gone"]
+    assert "1 of 2 lines named nothing:\n  https://example.org/gone" in capsys.readouterr().out
+    gone = lines(120)[1]
+    # A list by id removes that document alone: its duplicate, further down, may stay.
+    kept = [d["text"] for s in prepare.SPLITS for d in source.read_documents(place / "corpus", s)]
+    assert kept.count(gone) == 1 and gone not in (place / "corpus/rejected/rejected.jsonl").read_text()
+
+
+def test_a_changed_removal_list_is_refused(place):
+    (place / "remove.txt").write_text(f"{place / 'text.txt'}#2\n")
+    run(place, f"--config.corpus.remove={place / 'remove.txt'}")
+    (place / "remove.txt").write_text(f"{place / 'text.txt'}#3\n")
+    with pytest.raises(BadInput, match=r"corpus\.remove: .*sha256.*delete .*documents"):
+        run(place, f"--config.corpus.remove={place / 'remove.txt'}")
+
+
+def test_overlap_with_a_benchmark_is_reported_and_removed_on_request(place, capsys):
+    shared = lines(120)[1]  # is there twice: counted once, as the other is a duplicate
+    (place / "benchmark.jsonl").write_text(json.dumps({"question": " ".join(shared.split()[5:25])}))
+    benchmark = f"--config.corpus.benchmarks={place / 'benchmark.jsonl'}"
+    reported = run(place, benchmark)
+    assert reported["benchmarks"][str(place / "benchmark.jsonl")]["documents"] == 1
+    assert "1 documents share runs of words with its 1 fields" in capsys.readouterr().out
+    remove = "--config.corpus.benchmark_overlap=remove"
+    removed = run(place, benchmark, remove, f"--config.corpus.directory={place / 'other'}")
+    assert removed["fates"]["benchmark"] == 2 and removed["fates"]["kept"] == reported["fates"]["kept"] - 1
+    (place / "benchmark.jsonl").write_text('"outra"')
+    with pytest.raises(BadInput, match=r"corpus\.benchmarks: .*sha256.*delete .*documents"):
+        run(place, benchmark)
+
+
 # --- going on ---
 
 
@@ -207,7 +301,8 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bytes(
     for name in ("whole", "killed"):
         recipe = RECIPE.format(text=tmp_path / "text.txt", corpus=tmp_path / name)
         (tmp_path / f"{name}.py").write_text(recipe)
-        commands[name] = [sys.executable, "-m", "jaxbert.prepare", f"--config={tmp_path / name}.py", "--workers=2"]
+        recipe = f"--config={tmp_path / name}.py"
+        commands[name] = [sys.executable, "-m", "jaxbert.prepare", recipe, "--workers=2", NEAR]
     started = time.monotonic()
     subprocess.run(commands["whole"], check=True, capture_output=True)
     duration, choose = time.monotonic() - started, random.Random(0)
@@ -292,6 +387,16 @@ def test_a_changed_recipe_is_refused_with_the_field_and_what_to_delete(copy, fie
 
 def test_fields_that_change_no_byte_may_change(copy):
     run(copy, "--config.corpus.licence=CC0-1.0", "--config.corpus.workers=1", "--config.optimizer.learning_rate=0.1")
+
+
+def test_fields_that_came_after_a_corpus_was_prepared_are_taken_at_their_defaults(copy):
+    path = copy / "corpus/stages/documents.json"
+    record = json.loads(path.read_text())
+    del record["recipe"]["corpus.remove"], record["recipe"]["corpus.clean"]["near_duplicates"]
+    path.write_text(json.dumps(record))
+    run(copy)
+    with pytest.raises(BadInput, match=r"corpus\.clean\.near_duplicates: 0\.8, but .* made with 0\.0"):
+        run(copy, "--config.corpus.clean.near_duplicates=0.8")
 
 
 def test_changed_input_is_refused(place):

@@ -1,12 +1,13 @@
-"""Cleaning: repair, control characters, paragraph filters, language, exact duplicates; every outcome is counted.
+"""Cleaning: repair, control characters, personal data, paragraphs, language, duplicates; every outcome is counted.
 
-`clean_block` is pure and runs in worker processes; what depends on other documents (`Duplicates`) is applied after it,
-in input order, so the result does not depend on the number of workers.
+`clean_block` is pure and runs in worker processes; what depends on other documents or on lists (`Removal`,
+`Duplicates`, across.py) is applied after it, in input order, so the result does not depend on the number of workers.
 """
 
 import collections
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import re
 import unicodedata
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import ftfy
+import numpy as np
 import xxhash
 from ftfy.badness import is_bad
 from ftfy.chardata import LIGATURES, WIDTH_MAP
 
 from jaxbert.config import Clean, Corpus
-from jaxbert.data.readers import Document
+from jaxbert.data import personal, repetition
+from jaxbert.data.readers import Document, Unread
 from jaxbert.errors import BadInput
 
 # What becomes of a document. The counts of all fates add up to the documents (and Unread things) of the input.
@@ -30,7 +33,13 @@ FATES = (
     "unreadable",  # a broken file or the rest of a broken archive: an Unread
     "no_paragraph_left",  # every paragraph had too few words or letters
     "language",  # no paragraph left, and more text went for its language than for all else
+    "repetition",  # it repeats itself: over a limit of corpus.clean.repetition
+    "benchmark",  # it shares a run of words with a benchmark, and those were to go
     "duplicate",  # as a whole, or every paragraph of it
+    "near_duplicate",  # of an earlier document of its split
+    "near_validation",  # of training, but near a held-out document
+    "boilerplate",  # every line is in many documents
+    "removed",  # named in corpus.remove; comes before every other fate
     "error",  # cleaning it raised
 )
 
@@ -44,15 +53,21 @@ class Cleaned:
     detail: str = ""  # the language it was taken for, the error, of what it is a duplicate
     own_hash: str = ""  # hex, of its own cleaned text, before paragraphs that others have too are taken out
     paragraphs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    # outcome → paragraphs: "kept", "too_few_words", "too_few_letters", "language", "duplicate"; they add up
+    # outcome → paragraphs: "kept", "too_few_words", "too_few_letters", "language", "repetition", "benchmark",
+    # "duplicate", "near_duplicate", "boilerplate", "removed"; they add up
     languages: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # what the paragraphs rejected for their language were taken for → paragraphs; "unsure": accepted, but improbable
     changed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    # "repaired_lines", "control_characters" (NUL among them), "nul_bytes" → how many
+    # "repaired_lines", "control_characters" (NUL among them), "nul_bytes", "masked_emails", "masked_phones",
+    # "masked_identity_numbers" → how many
+    overlaps: dict[str, int] = dataclasses.field(default_factory=dict)  # benchmark → runs of words that it has, too
+    signature: tuple[np.ndarray, np.ndarray] | None = None  # of a kept document, of near.py
 
 
 def check(corpus: Corpus) -> None:
-    """Raises BadInput if language identification is on and cannot work: no language, or one it does not know."""
+    """Raises BadInput for removal lists that cannot be read, and if language identification is on and cannot work: no
+    language, or one it does not know."""
+    Removal(corpus)
     if not corpus.clean.identify_language:
         return
     accepted = _accepted(corpus)
@@ -87,7 +102,8 @@ def _clean(original: str, corpus: Corpus) -> Cleaned:
         text, result.changed["repaired_lines"] = repair(text)
     if steps.control_characters:
         text, result.changed["control_characters"] = remove_control_characters(text)
-    result.changed = +result.changed  # without zeros
+    text, masked = personal.mask(text, steps.mask_emails, steps.mask_phones, steps.mask_identity_numbers)
+    result.changed = +(result.changed + masked)  # without zeros
     paragraphs = [p for line in text.splitlines() if (p := line.strip())]
     if not paragraphs:
         result.fate = "empty"
@@ -111,6 +127,8 @@ def _clean(original: str, corpus: Corpus) -> Cleaned:
     if kept:
         result.text = "\n".join(kept)
         result.own_hash = _hash(result.text)
+        if steps.repetition.filter and (reason := repetition.reason(result.text, steps.repetition)):
+            return rejected(result, "repetition", reason, "repetition")
     elif lost["language"] > lost.total() / 2:
         result.fate, result.detail = "language", result.languages.most_common(1)[0][0]
     else:
@@ -264,7 +282,7 @@ def _runs(indices: list[int], lengths: list[int]) -> list[list[int]]:
     return runs
 
 
-# --- duplicates and the validation split ---
+# --- duplicates ---
 
 
 def _hash(text: str) -> str:
@@ -285,19 +303,24 @@ class Duplicates:
         self.paragraphs: set[bytes] = set()
 
     def apply(self, cleaned: Cleaned) -> Cleaned:
-        """The document with repeated paragraphs taken out, or with the fate "duplicate"; others than "kept" pass."""
+        """`document`, then `paragraph`."""
+        return self.paragraph(self.document(cleaned))
+
+    def document(self, cleaned: Cleaned) -> Cleaned:
+        """The document, with the fate "duplicate" if it was there before; others than "kept" pass."""
         if self.mode == "off" or cleaned.fate != "kept":
             return cleaned
-        paragraphs = cleaned.text.split("\n")
         whole = bytes.fromhex(cleaned.own_hash)
         if whole in self.documents:
-            counts = cleaned.paragraphs + collections.Counter(duplicate=len(paragraphs))
-            del counts["kept"]
-            return dataclasses.replace(cleaned, fate="duplicate", detail="of a document", paragraphs=counts)
+            return rejected(cleaned, "duplicate", "of a document", "duplicate")
         self.documents.add(whole)
-        if self.mode == "document":
+        return cleaned
+
+    def paragraph(self, cleaned: Cleaned) -> Cleaned:
+        """The document without paragraphs that were there before, or with the fate "duplicate" if none is left."""
+        if self.mode != "paragraph" or cleaned.fate != "kept":
             return cleaned
-        kept = []
+        paragraphs, kept = cleaned.text.split("\n"), []
         for paragraph in paragraphs:
             key = bytes.fromhex(_hash(paragraph))
             if key not in self.paragraphs:
@@ -309,6 +332,76 @@ class Duplicates:
         if not kept:
             return dataclasses.replace(cleaned, fate="duplicate", detail="of paragraphs", paragraphs=+counts)
         return dataclasses.replace(cleaned, text="\n".join(kept), paragraphs=+counts)
+
+
+def rejected(cleaned: Cleaned, fate: str, detail: str, outcome: str) -> Cleaned:
+    """A kept document with another fate, and its paragraphs with the `outcome`."""
+    counts = collections.Counter(cleaned.paragraphs)
+    counts[outcome] += counts.pop("kept", 0)
+    return dataclasses.replace(cleaned, fate=fate, detail=detail, paragraphs=+counts)
+
+
+# --- removal lists ---
+
+_HEX = {64: "sha256", 32: "own_hash"}
+
+
+class Removal:
+    """What `corpus.remove` names, a line of these files each (blank lines and those that start with # are passed over):
+
+    - an id as in documents and rejected.jsonl, "<file>#<number>", or "<file>" for all that is in it
+    - the URL or id in the document's meta, where its reader gives one
+    - the SHA-256 (64 hexadecimal digits) of its text as it was read, in UTF-8, or the xxh3_128 (32) of its cleaned text
+      with every run of white space as one space, which finds exact duplicates too
+
+    Other copies of a document that is named by its id or URL stay; they need lines of their own, or its hash.
+    Memory: about 200 bytes a line.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        """Raises BadInput for a file that cannot be read or is not UTF-8."""
+        self.files = tuple(map(Path, corpus.remove))
+        self.matched: dict[str, int] = {}  # line → documents
+        for path in self.files:
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else f"not UTF-8: {error}"
+                raise BadInput(f"corpus.remove: {str(path)!r} cannot be read: {why}; give text, an id a line") from None
+            for line in map(_entry, lines):
+                if line and not line.startswith("#"):
+                    self.matched[line] = 0
+        self.kinds = {_HEX[len(line)] for line in self.matched if re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", line)}
+
+    def apply(self, document: Document | Unread, cleaned: Cleaned) -> Cleaned:
+        """The document with the fate "removed" and without its text, if a line names it."""
+        if not self.matched:
+            return cleaned
+        names = [document.id, document.id.rpartition("#")[0], cleaned.own_hash if "own_hash" in self.kinds else ""]
+        if isinstance(document, Document):
+            names += [document.meta.get("url", ""), document.meta.get("id", "")]
+            if "sha256" in self.kinds:
+                names.append(hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest())
+        lines = {name for name in names if name in self.matched}
+        for line in lines:
+            self.matched[line] += 1
+        if not lines:
+            return cleaned
+        counts = collections.Counter(removed=cleaned.paragraphs.total())
+        return Cleaned("", "removed", f"named by {', '.join(sorted(lines))}", paragraphs=+counts)
+
+    def report(self) -> dict[str, Any]:
+        """For corpus.json: the files, how many lines they have and every line that named no document."""
+        unmatched = [line for line, count in self.matched.items() if not count]
+        return {"files": list(map(str, self.files)), "lines": len(self.matched), "unmatched": unmatched}
+
+
+def _entry(line: str) -> str:
+    line = line.strip()
+    return line.lower() if re.fullmatch("[0-9A-Fa-f]{32}|[0-9A-Fa-f]{64}", line) else line
+
+
+# --- the validation split ---
 
 
 def split_of(cleaned: Cleaned, validation_share: float) -> str:

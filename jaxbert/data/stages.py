@@ -7,6 +7,7 @@ Beside it, stages/<folder>.json records the recipe fields and the input that it 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
@@ -33,16 +34,22 @@ FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run_stage(
-    directory: Path, name: str, recipe: dict[str, Any], made_from: str, make: Callable[[Path], dict[str, Any]]
+    directory: Path,
+    name: str,
+    recipe: dict[str, Any],
+    made_from: str,
+    make: Callable[[Path], dict[str, Any]],
+    defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report of the finished stage `directory/name`, or of `make(empty folder)`, run now.
 
     `recipe` are the fields, by their full names, that decide about the stage's bytes; `made_from` is the fingerprint of
-    the stages before it. Raises BadInput where the finished stage had others.
+    the stages before it. A field that a finished stage's record lacks came with a later version, whose `defaults` do
+    what was done before. Raises BadInput where the finished stage had others.
     """
     if (directory / name).is_dir():
         record = read_record(directory, name)
-        for field, old, new in recipes.differences(record["recipe"], recipe):
+        for field, old, new in recipes.differences(_filled(record["recipe"], defaults or {}), recipe):
             raise BadInput(
                 f"{field}: {new!r}, but {directory / name} was made with {old!r}; give another corpus.directory, or "
                 f"delete {and_later(directory, name)}"
@@ -60,6 +67,14 @@ def run_stage(
         (directory / "stages").mkdir(exist_ok=True)
         write_json(_record_path(directory, name), {"recipe": recipe, "made_from": made_from, "report": report})
     return report
+
+
+def _filled(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    filled = {name: value for name, value in defaults.items() if name not in old}
+    for name, value in old.items():
+        nested = isinstance(value, dict) and isinstance(defaults.get(name), dict)
+        filled[name] = _filled(value, defaults[name]) if nested else value
+    return filled
 
 
 def read_record(directory: Path, name: str) -> dict[str, Any]:
@@ -117,6 +132,17 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _sync(beside)
     beside.rename(path)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_lines(lines: Iterable[str]) -> str:
+    """Of lines of text, in hexadecimal digits."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

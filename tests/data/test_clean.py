@@ -1,15 +1,17 @@
 """Cleaning: each step changes what it should and counts it; duplicates and the split do not depend on other data."""
 
 import dataclasses
+import hashlib
 import unicodedata
 from collections import Counter
 
 import ftfy
 import pytest
+import xxhash
 
 from jaxbert.config import Clean, Corpus
 from jaxbert.data import clean
-from jaxbert.data.readers import Document
+from jaxbert.data.readers import Document, Unread
 from jaxbert.errors import BadInput
 
 OFF = Clean(
@@ -255,6 +257,74 @@ def test_fates_and_paragraphs_add_up_to_the_input():
     fates = Counter(c.fate for c in cleaned)
     assert fates == {"kept": 2, "empty": 2, "language": 1, "duplicate": 1, "no_paragraph_left": 1}
     assert sum((c.paragraphs for c in cleaned), Counter()).total() == 1 + 3 + 3 + 4 + 1
+
+
+# --- removal lists ---
+
+
+def removed(tmp_path, lines: str, documents: list[Document]) -> tuple[list[str], clean.Removal]:
+    (tmp_path / "list.txt").write_text(lines)
+    corpus = Corpus(clean=OFF, remove=(str(tmp_path / "list.txt"),))
+    removal = clean.Removal(corpus)
+    pairs = zip(documents, clean.clean_block(documents, corpus), strict=True)
+    return [removal.apply(d, c).fate for d, c in pairs], removal
+
+
+LISTED = Document("Unha frase  longa\n", "a/b.txt#7", "a", {"url": "https://example.org/x?y=1#z", "id": "W-7"})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a/b.txt#7",
+        "a/b.txt",
+        "https://example.org/x?y=1#z",
+        "W-7",
+        "  W-7\t",
+        hashlib.sha256(LISTED.text.encode()).hexdigest(),
+        hashlib.sha256(LISTED.text.encode()).hexdigest().upper(),
+        xxhash.xxh3_128_hexdigest(b"Unha frase longa"),
+    ],
+)
+def test_a_line_names_a_document_by_id_file_url_or_hash(tmp_path, line):
+    other = Document("Outra", "a/b.txt.gz#71", "a", {"url": "https://example.org/x", "id": "W"})
+    fates, removal = removed(tmp_path, f"# comment\n\n{line}\n", [LISTED, other])
+    assert fates == ["removed", "kept"]
+    assert removal.report()["unmatched"] == [] and removal.report()["lines"] == 1
+
+
+def test_every_line_that_names_nothing_is_reported(tmp_path):
+    _, removal = removed(tmp_path, "a/b.txt#8\nW-7\nkept\n" + "0" * 64, [LISTED])
+    assert removal.report()["unmatched"] == ["a/b.txt#8", "kept", "0" * 64]
+
+
+def test_several_lines_may_name_one_document_and_all_have_matched(tmp_path):
+    fates, removal = removed(tmp_path, "W-7\na/b.txt#7\n", [LISTED])
+    assert fates == ["removed"] and removal.report()["unmatched"] == []
+
+
+def test_removed_comes_before_every_other_fate_and_leaves_no_text(tmp_path):
+    (tmp_path / "list.txt").write_text("a#1\na#2\n")
+    removal = clean.Removal(Corpus(remove=(str(tmp_path / "list.txt"),)))
+    unread = Unread("a#2", "a", "unreadable", "broken", "text")
+    for document, before in ((Document("", "a#1", "a"), "empty"), (unread, "unreadable")):
+        after = removal.apply(document, clean.Cleaned("text", before))
+        assert (after.fate, after.text) == ("removed", "")
+
+
+def test_paragraphs_of_a_removed_document_are_counted_as_removed(tmp_path):
+    (tmp_path / "list.txt").write_text("a#1")
+    removal = clean.Removal(Corpus(remove=(str(tmp_path / "list.txt"),)))
+    after = removal.apply(Document("", "a#1", "a"), clean.Cleaned("", "kept", paragraphs=Counter(kept=2, language=1)))
+    assert after.paragraphs == {"removed": 3}
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8")])
+def test_a_list_that_cannot_be_read_is_refused_with_its_name(tmp_path, content, why):
+    if content is not None:
+        (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(BadInput, match=rf"corpus\.remove: .*list\.txt' cannot be read: {why}"):
+        clean.check(Corpus(clean=OFF, remove=(str(tmp_path / "list.txt"),)))
 
 
 # --- the validation split ---

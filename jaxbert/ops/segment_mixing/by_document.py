@@ -205,20 +205,14 @@ class Slice:
     size: int
     count: jax.Array
 
-    @property
-    def _real_C1(self) -> jax.Array:
-        return (jnp.arange(self.size) < self.count)[:, None]
-
     def take(self, x_NTH: jax.Array) -> jax.Array:
         """The document's part of these places, (N, C, H); zeros in the others."""
         x_NCH = jax.lax.dynamic_slice_in_dim(x_NTH, self.start, self.size, axis=1)
-        return jnp.where(self._real_C1, x_NCH, 0)
+        return jnp.where((jnp.arange(self.size) < self.count)[:, None], x_NCH, 0)
 
     def put(self, x_NTH: jax.Array, part_NCH: jax.Array) -> jax.Array:
-        """`x_NTH` with the document's part replaced."""
-        old_NCH = jax.lax.dynamic_slice_in_dim(x_NTH, self.start, self.size, axis=1)
-        part_NCH = jnp.where(self._real_C1, part_NCH.astype(x_NTH.dtype), old_NCH)
-        return jax.lax.dynamic_update_slice_in_dim(x_NTH, part_NCH, self.start, axis=1)
+        """`x_NTH` with these places replaced: behind the document by what is then replaced by the next, or by zeros."""
+        return jax.lax.dynamic_update_slice_in_dim(x_NTH, part_NCH.astype(x_NTH.dtype), self.start, axis=1)
 
 
 def _in_slices(
