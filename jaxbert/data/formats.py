@@ -6,13 +6,14 @@ whichever the user can act on. A reader that raises anything else is ended by `r
 
 import itertools
 import json
+import numbers
 import os
 import posixpath
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,6 +25,11 @@ from jaxbert.errors import BadInput
 
 BATCH_ROWS = 64  # of a parquet file, decoded at once
 SENTENCES = 24  # of a CoNLL-U file without `# newdoc`, in one document
+
+BESIDE = (
+    "id",
+    "url",
+)  # fields beside the text that go into Document.meta, where there are any: corpus.remove reads them
 
 # Why a reader gives an Unread.
 REASONS = (
@@ -97,7 +103,19 @@ def jsonl(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
         found = value[corpus.text_field]
         if not isinstance(found, str):
             raise BadInput(f"{where}: field {corpus.text_field!r} is {found!r:.40}, not text; set corpus.text_field")
-        yield found
+        yield Document(found, "", "", _beside(value, corpus))
+
+
+def _beside(values: Mapping[str, Any], corpus: Corpus) -> dict[str, str]:
+    """Those of BESIDE that are text, bytes or whole numbers."""
+    found = {}
+    for name in BESIDE:
+        value = values.get(name) if name != corpus.text_field else None
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if isinstance(value, str | numbers.Integral) and value != "":
+            found[name] = str(value)
+    return found
 
 
 def parquet(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
@@ -114,27 +132,40 @@ def parquet(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
     with files.open_binary(path) as file:
         table = arrow.ParquetFile(file, page_checksum_verification=True)
         if field not in table.schema_arrow.names:
-            found = ", ".join(table.schema_arrow.names)
-            raise BadInput(f"{path}: no column {field!r} (found: {found}); set corpus.text_field")
+            known = ", ".join(table.schema_arrow.names)
+            raise BadInput(f"{path}: no column {field!r} (found: {known}); set corpus.text_field")
         kind = table.schema_arrow.field(field).type
-        if pyarrow.types.is_dictionary(kind):
-            kind = kind.value_type
-        if not (pyarrow.types.is_null(kind) or str(kind).removesuffix("_view").endswith(("string", "binary"))):
+        if not (pyarrow.types.is_null(kind) or _holds_text(kind)):
             raise BadInput(f"{path}: column {field!r} is of type {kind}, not text; set corpus.text_field")
+        beside = [name for name in BESIDE if name in table.schema_arrow.names and name != field]
         for group in range(table.num_row_groups):
             read = 0
             try:
-                for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=[field], use_threads=False):
-                    # as bytes: a value that is not UTF-8 must not take the batch with it
-                    for value in batch.column(0).cast(pyarrow.large_binary()):
+                for batch in table.iter_batches(
+                    BATCH_ROWS, row_groups=[group], columns=[field, *beside], use_threads=False
+                ):
+                    # text as bytes: a value that is not UTF-8 must not take the batch with it
+                    columns = {
+                        name: column.cast(pyarrow.large_binary()) if _holds_text(column.type) else column
+                        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+                    }
+                    for i in range(batch.num_rows):
                         read += 1
-                        content, row = value.as_py() or b"", f"row {number + read}"
-                        yield files.decode(content, path, row, 0, corpus)
+                        content = columns[field][i].as_py() or b""
+                        meta = _beside({name: columns[name][i].as_py() for name in beside}, corpus)
+                        found = files.decode(content, path, f"row {number + read}", 0, corpus)
+                        yield Document(found, "", "", meta)
             except (pyarrow.ArrowException, OSError) as error:
                 left = table.metadata.row_group(group).num_rows - read
                 where = f"{path} row group {group}, {left:,} rows from row {number + read + 1} on"
                 yield unread("unreadable", f"{where}: {type(error).__name__}: {error}")
             number += table.metadata.row_group(group).num_rows
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether an Arrow type is that of strings or bytes, of any layout."""
+    kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+    return str(kind).removesuffix("_view").endswith(("string", "binary"))
 
 
 def conllu(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
@@ -339,23 +370,26 @@ def tfds(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
     builder, split = data_set(path)
     field = corpus.text_field
     if field not in builder.info.features:
-        found = ", ".join(builder.info.features)
-        raise BadInput(f"{path}: no feature {field!r} (found: {found}); set corpus.text_field")
+        known = ", ".join(builder.info.features)
+        raise BadInput(f"{path}: no feature {field!r} (found: {known}); set corpus.text_field")
     # pictures and sounds beside the text stay as they are
-    skip = {name: tensorflow_datasets.decode.SkipDecoding() for name in builder.info.features if name != field}
+    wanted = (field, *BESIDE)
+    skip = {name: tensorflow_datasets.decode.SkipDecoding() for name in builder.info.features if name not in wanted}
     try:
         data = builder.as_data_source(split=split, decoders=skip)
     except NotImplementedError as error:
         raise BadInput(f"{path}: {error}; prepare the data set with file_format='array_record'") from None
     for i in range(len(data)):
         try:
-            value = data[i][field]
+            record = data[i]
+            value = record[field]
         except Exception as error:
             yield unread("unreadable", f"{path} record {i}: {type(error).__name__}: {error}")
             continue
         if not isinstance(value, bytes | str):
             raise BadInput(f"{path}: feature {field!r} is {type(value).__name__}, not text; set corpus.text_field")
-        yield value if isinstance(value, str) else files.decode(value, path, f"record {i}", 0, corpus)
+        found = value if isinstance(value, str) else files.decode(value, path, f"record {i}", 0, corpus)
+        yield Document(found, "", "", _beside(record, corpus))
 
 
 READERS: dict[str, Reader] = {

@@ -19,13 +19,17 @@ def dump(path: str, corpus: Corpus) -> Iterator[Document | Unread]:
     """A MediaWiki XML dump (mediawiki.org/wiki/Help:Export): a document an article, its last revision.
 
     Pages are cut out of the stream one by one and parsed by themselves, so memory is bounded by the longest and a
-    broken one costs no other. Redirects and pages that are no articles are an Unread each. meta: `title`.
+    broken one costs no other. Redirects and pages that are no articles are an Unread each. meta: `title`, and `url`
+    where the dump says where its wiki is.
     """
     skipped: frozenset[str] | None = None
+    place = ""  # the wiki's URL, up to a page's title
     for head, page in _pages(path, files.limit(corpus)):
         if skipped is None:
             # The dump names its namespaces in its own language; 6 is File, 14 is Category.
             names = re.findall(r'<namespace key="(?:6|14)"[^>]*>([^<]*)<', head.decode("utf-8", "replace"))
+            base = re.search(rb"<base>([^<]*)/[^</]*</base>", head)
+            place = unescape(base[1].decode("utf-8", "replace")) if base else ""
             skipped = frozenset(name.lower() for name in (*names, "file", "image", "category"))
         if isinstance(page, Unread):
             yield page
@@ -33,7 +37,7 @@ def dump(path: str, corpus: Corpus) -> Iterator[Document | Unread]:
         try:
             if corpus.invalid_utf8 == "repair":
                 page = files.decode(page, path, "a page", 0, dataclasses.replace(corpus, encoding="utf-8")).encode()
-            yield _article(page.decode("utf-8"), path, skipped)
+            yield _article(page.decode("utf-8"), path, skipped, place)
         except BadInput:
             raise
         except Exception as error:
@@ -42,7 +46,7 @@ def dump(path: str, corpus: Corpus) -> Iterator[Document | Unread]:
         raise ValueError("no <page> in it: not a MediaWiki dump")
 
 
-def _article(page: str, path: str, skipped: frozenset[str]) -> Document | Unread:
+def _article(page: str, path: str, skipped: frozenset[str], place: str) -> Document | Unread:
     values: dict[str, str] = {"model": "wikitext"}
     for element in markup.xml_root(page.encode()).iter():
         values[element.tag] = (element.text or "") if len(element) == 0 else ""  # of several revisions the last stays
@@ -53,7 +57,9 @@ def _article(page: str, path: str, skipped: frozenset[str]) -> Document | Unread
         return unread("not_an_article", f"{where}, namespace {values.get('ns')}, {values['model']}")
     if "text" not in values:
         raise ValueError("a page without <text>")
-    return Document(article(values["text"], skipped), "", "", {"title": values.get("title", "")})
+    title = values.get("title", "")
+    url = {"url": f"{place}/{title.replace(' ', '_')}"} if place else {}
+    return Document(article(values["text"], skipped), "", "", {"title": title, **url})
 
 
 def _title_of(page: bytes) -> str:

@@ -346,6 +346,24 @@ def test_a_null_in_a_column_is_an_empty_document(tmp_path):
     assert [d.text for d in found] == [A, "", B]
 
 
+def test_ids_and_urls_beside_the_text_go_into_meta(tmp_path):
+    rows = [{"text": A, "id": 7, "url": "https://a.gl/1"}, {"text": B, "id": "b", "url": ""}, {"text": C, "id": None}]
+    lines = "\n".join(json.dumps(row) for row in rows)
+    expected = [{"id": "7", "url": "https://a.gl/1"}, {"id": "b"}, {}]
+    assert [d.meta for d in read_bytes(tmp_path, "a.jsonl", lines)] == [{"format": "jsonl"} | e for e in expected]
+    columns = {"id": ["7", "b", None], "text": [A, B, C], "url": ["https://a.gl/1", "", None], "n": [1, 2, 3]}
+    arrow.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    found = read_all(str(tmp_path / "a.parquet"))
+    assert [(d.text, d.meta) for d in found] == [
+        (text, {"format": "parquet"} | e) for text, e in zip([A, B, C], expected, strict=True)
+    ]
+    content = dump(page("A b", A)).replace(
+        "<namespaces>", "<base>https://gl.wikipedia.org/wiki/Portada</base><namespaces>"
+    )
+    (found,) = read_bytes(tmp_path, "a.xml", content)
+    assert found.meta["url"] == "https://gl.wikipedia.org/wiki/A_b"
+
+
 def test_a_treebank_without_documents_comes_in_runs_of_sentences_one_a_line(tmp_path):
     content = "".join(sentence(f"Unha frase número {i}") for i in range(formats.SENTENCES + 2))
     first, rest = read_bytes(tmp_path, "a.conllu", content)
@@ -580,7 +598,7 @@ def data_sets(tmp_path_factory):
         VERSION = tfds.core.Version("1.2.0")
 
         def _info(self):
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "number": tfds.features.Text()})
+            features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in ("text", "id")})
             return tfds.core.DatasetInfo(builder=self, features=features, license="CC0-1.0", citation="Ana, 2020")
 
         def _split_generators(self, manager):
@@ -588,7 +606,7 @@ def data_sets(tmp_path_factory):
 
         def _generate_examples(self, count):
             for i in range(count):
-                yield i, {"text": f"Unha frase en galego {i}", "number": str(i)}
+                yield i, {"text": f"Unha frase en galego {i}", "id": str(i)}
 
     place = tmp_path_factory.mktemp("tfds")
     TinyTexts(data_dir=str(place), file_format="array_record").download_and_prepare()
@@ -601,6 +619,7 @@ def test_a_split_of_a_data_set_is_read_without_tensorflow(data_sets, monkeypatch
     assert sorted(d.text for d in found) == sorted(f"Unha frase en galego {i}" for i in [0, 1, 2, 3, 4, 5, 0, 1])
     assert [d.id for d in found[:2]] == ["tfds:tiny_texts:train#1", "tfds:tiny_texts:train#2"]
     assert [d.text for d in read_all("tfds:tiny_texts:train")] == [d.text for d in found[:6]]  # always the same order
+    assert all(d.meta == {"format": "tfds", "id": d.text[-1]} for d in found)
     assert len(read_all("tfds:tiny_texts:train[:50%]+test")) == 5
     assert "tensorflow" not in sys.modules
 
@@ -618,7 +637,7 @@ def test_a_data_set_records_version_hash_licence_and_citation(data_sets, monkeyp
         ("tfds:tiny_texts", "text", ["write tfds:NAME:SPLIT"]),
         ("tfds:tiny_texts:dev", "text", ["no split 'dev'", "train, test"]),
         ("tfds:no_such_set:train", "text", ["no data set 'no_such_set'"]),
-        ("tfds:tiny_texts:train", "body", ["no feature 'body'", "number", "text_field"]),
+        ("tfds:tiny_texts:train", "body", ["no feature 'body'", "text", "id", "text_field"]),
     ],
 )
 def test_a_data_set_that_cannot_be_read_stops_with_its_name(data_sets, monkeypatch, entry, field, words):
