@@ -39,7 +39,7 @@ $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --retries 0 --timeout 10 --extra-index-url https://download.pytorch.org/whl/cpu \
 	  "torch==2.13.0+cpu" || $(BIN)/pip install --quiet "torch==2.13.0"
-	$(BIN)/pip install --quiet -e ".[prepare,torch,tensorboard,test]"
+	$(BIN)/pip install --quiet -e ".[prepare,tfds,torch,tensorboard,test]"
 	touch $@
 
 # What only slow tests need: the Trainer's accelerate, and an older transformers in an environment of its own, whose

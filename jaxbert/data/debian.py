@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from jaxbert.errors import BadInput
 
-# (path inside a package, key of readers.READERS); {} stands for the language, perhaps with a country: gl, gl_ES.
+# (path inside a package, key of formats.READERS); {} stands for the language, perhaps with a country: gl, gl_ES.
 PLACES = (
     (r"usr/share/libreoffice/help/{}/.*\.html", "html"),
     (r"usr/share/help/{}/.*\.(?:page|docbook)", "xml"),
@@ -43,7 +43,7 @@ class Package:
     bytes: int  # of the .deb
     licence: str  # short names from the copyright file, or "unknown, see …"
     attribution: str
-    files: tuple[tuple[str, Path, str], ...]  # (path inside the package, path on disk, key of readers.READERS), sorted
+    files: tuple[tuple[str, Path, str], ...]  # (path inside the package, path on disk, key of formats.READERS), sorted
 
 
 def packages(
