@@ -25,9 +25,9 @@ The six encoders at equal tokens, half of the recipe's (`--config.train.tokens=3
     amlp        4.100  4.091  4.091   2.72
     m2          4.907  4.918  4.925   1.89
     hypermixer  5.727  5.723  5.712   1.09
-What sees neighbours by construction (convolutions, weights by offset) learns word order within these few steps; for BERT
-with a random start (`--config.model.attention_start=random`) and for HyperMixer positions have to come to mean something
-first.
+What sees neighbours by construction (convolutions, weights by offset) learns word order within these few steps; for
+BERT with a random start (`--config.model.attention_start=random`) and for HyperMixer positions have to come to mean
+something first.
 """
 
 import dataclasses
