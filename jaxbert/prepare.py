@@ -11,6 +11,7 @@ The corpus directory (`corpus.directory`):
     rows_<T>/ or single_<T>/  validation/
     stages/<folder>.json                              what each folder was made from, and what was counted
     corpus.json                                       all of it in one place, for people, train and the model card
+    report.html                                       the same as a page with examples (report.py)
 
 Every folder is a stage: written under a temporary name, renamed when whole, never touched again. So the command can be
 killed at any moment and started again, and goes on with what is finished. A stage refuses a recipe other than its own.
@@ -44,6 +45,7 @@ from jaxbert.data import across, clean, formats, masking, overlap, packing, read
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
+from jaxbert.report import write_report
 
 SPLITS = ("train", "validation")
 CHECKED = 10_000  # documents whose ids are compared with transformers'
@@ -111,6 +113,7 @@ def prepare(config: Config, *, workers: int = 1, keep_rejected: bool = False) ->
             _rows_stage(directory, config.data.row_length, config.data.pack, tokens)
             _validation_stage(directory, config, tokens)
             corpus = _write_corpus_json(directory)
+            write_report(directory)
     _print_summary(corpus, directory)
     if config.objective.whole_words:
         _print_whole_words(directory, config)

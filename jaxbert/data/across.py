@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import heapq
+import json
 import pickle
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,8 @@ from jaxbert.data.readers import Document, Unread
 from jaxbert.errors import BadInput
 
 EXAMPLES = 20  # boilerplate lines that the report shows, the most frequent ones
+SAMPLE = 12  # duplicates, and near duplicates, of which corpus.json holds the beginning
+BEGINNING = 1000  # characters of it
 
 
 def check(corpus: Corpus) -> None:
@@ -58,11 +61,15 @@ def judged(
     """The same documents in the same order, after the steps that `corpus.clean` asks for; without any, as they come.
 
     In between they wait in a file in `folder`, compressed, which is removed at the end. The input's texts, which are
-    wanted of rejected documents alone, are kept if `keep_texts`. What was counted goes into `report`.
+    wanted of rejected documents alone, are kept if `keep_texts`. What was counted goes into `report`, and so do
+    examples of duplicates, which were found before.
     """
     steps = corpus.clean
+    repeated, near_examples = Examples(), Examples()
+    documents = _noted(documents, repeated)
     if not steps.near_duplicates and not steps.boilerplate:
         yield from documents
+        report.update(repeated.report("duplicate_examples"))
         return
     with contextlib.ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="across-")))
@@ -91,6 +98,10 @@ def judged(
             for document, cleaned in _unpickled(file):
                 if cleaned.fate == "kept" and index is not None and found is not None:
                     cleaned = _compared(cleaned, index, found, number)
+                    if cleaned.fate != "kept":
+                        similarity, _, other = cleaned.detail.partition(" ")
+                        key = f"{cleaned.own_hash} {document.id}"
+                        near_examples.add(key, document.id, cleaned.text, similarity=float(similarity), other=other)
                     number += 1
                 if boilerplate is not None:
                     cleaned = boilerplate.apply(cleaned)
@@ -98,9 +109,11 @@ def judged(
         if index is not None and found is not None:
             rejected = int(np.count_nonzero(found.near >= 0))
             stages.say(f"near duplicates: {rejected:,} of {len(index):,} documents, {found.compared:,} pairs compared")
-            report["near_duplicates"] = {"documents": len(index), "compared": found.compared, "capped": found.capped}
+            counts = {"documents": len(index), "compared": found.compared, "capped": found.capped}
+            report["near_duplicates"] = counts | near_examples.report("examples")
         if boilerplate is not None:
             report["boilerplate"] = boilerplate.report()
+        report.update(repeated.report("duplicate_examples"))
 
 
 def _unpickled(file: Any) -> Iterator[Any]:
@@ -119,6 +132,43 @@ def _compared(cleaned: Cleaned, index: near.Index, found: near.Found, number: in
     across = index.is_validation(other) and not index.is_validation(number)
     fate = "near_validation" if across else "near_duplicate"
     return clean.rejected(cleaned, fate, f"{found.similarity[number]:.3f} {index.id(other)}", "near_duplicate")
+
+
+def _noted(
+    documents: Iterable[tuple[Document | Unread, Cleaned]], repeated: "Examples"
+) -> Iterator[tuple[Document | Unread, Cleaned]]:
+    for document, cleaned in documents:
+        if cleaned.fate == "duplicate":
+            repeated.add(cleaned.own_hash, document.id, cleaned.text)
+        yield document, cleaned
+
+
+class Examples:
+    """Some rejected documents for the report: those with the SAMPLE smallest keys, which are hashes.
+
+    So they come evenly from everywhere, and do not depend on the order. Documents of one key are counted: what falls
+    out once never comes back, as SAMPLE smaller keys are there for good.
+    """
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def add(self, key: str, id: str, text: str, **more: Any) -> None:
+        """A rejected document."""
+        if key in self.found:
+            self.found[key]["copies"] += 1
+            return
+        self.found[key] = {"id": id, "text": text[:BEGINNING], "copies": 1, **more}
+        if len(self.found) > SAMPLE:
+            del self.found[max(self.found)]
+
+    def report(self, name: str) -> dict[str, Any]:
+        """For corpus.json: {name: examples}, or nothing where there are none."""
+        examples = [self.found[key] for key in sorted(self.found)]
+        # UTF-8 cannot hold a lone surrogate, of a file's name or of a text whose control characters stayed.
+        written = json.dumps(examples, ensure_ascii=False).encode("utf-8", "replace")
+        return {name: json.loads(written)} if examples else {}
 
 
 class Boilerplate:

@@ -1,0 +1,316 @@
+"""The report: its numbers, that any text is safe in it, that it needs nothing else, and that it can lose nothing."""
+
+import dataclasses
+import json
+import random
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxbert import config, prepare, report, webpage
+from jaxbert.data import across, packing, source
+from jaxbert.data.tokenizer import TextTokenizer
+from tests.pseudo_galician import documents
+
+XHTML = "{http://www.w3.org/1999/xhtml}"
+SCRIPT = '<script>alert("1 & 2")</script> unha liña & máis <b>de texto</b>'
+
+
+def recipe(place, **tokenizer):
+    """Two files: made-up Galician with changed copies, and text full of mark-up with true copies."""
+    text = documents(120, seed=3)
+    near = ["\n".join(t.split("\n")).replace(t.split()[9], "cambiado", 1) for t in text[:40]]
+    (place / "galego.txt").write_text("\n\n".join(text + near))
+    marked = [f"{SCRIPT} {number} dos que hai" for number in range(60)]
+    (place / "a&b.txt").write_text("\n\n".join(marked + marked[:5] + marked[:5]))
+    return config.resolve(
+        config.Config(
+            corpus=config.Corpus(
+                input=(str(place / "galego.txt"), str(place / "a&b.txt")),
+                language="gl",
+                directory=str(place / "corpus"),
+                validation_share=0.2,
+                clean=config.Clean(identify_language=False, near_duplicates=0.6, min_letters=0.3),
+            ),
+            tokenizer=config.Tokenizer(**{"vocab_size": 600, **tokenizer}),
+            data=config.Data(row_length=64),
+            model=config.named_model("bert_tiny"),
+            evaluation=config.Evaluation(piece_length=32),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A corpus with its report, made once; tests that change it take a copy."""
+    place = tmp_path_factory.mktemp("report")
+    prepare.prepare(recipe(place))
+    return place / "corpus"
+
+
+@pytest.fixture
+def copy(prepared, tmp_path):
+    return Path(shutil.copytree(prepared, tmp_path / "corpus"))
+
+
+def read(directory):
+    return (Path(directory) / "report.html").read_text(encoding="utf-8")
+
+
+def tree(directory):
+    """The page as XML: malformed pages raise."""
+    return ET.fromstring(read(directory))
+
+
+def text_of(element):
+    return " ".join("".join(element.itertext()).split())
+
+
+def table(directory, heading):
+    """First cell → other cells, of the table after a heading."""
+    main = tree(directory).find(f"{XHTML}body/{XHTML}main")
+    elements = list(main)
+    at = next(i for i, e in enumerate(elements) if e.tag in (f"{XHTML}h2", f"{XHTML}h3") and text_of(e) == heading)
+    found = next(e for e in elements[at:] if e.tag == f"{XHTML}table")
+    return {text_of(row[0]): [text_of(cell) for cell in row[1:]] for row in found.iter(f"{XHTML}tr")}
+
+
+# --- numbers ---
+
+
+def test_the_numbers_are_those_of_corpus_json(prepared):
+    corpus = prepare.load_corpus(prepared)
+    fates = table(prepared, "Documents")
+    shown = {name: int(cells[-1].split()[0].replace(",", "")) for name, cells in fates.items()}
+    named = {
+        " ".join(filter(None, (fate.replace("_", " "), report.MEANING.get(fate)))): fate for fate in corpus["fates"]
+    }
+    assert {named[name]: n for name, n in shown.items()} == {fate: n for fate, n in corpus["fates"].items() if n}
+    assert sum(shown.values()) == corpus["documents"]
+    for record in corpus["sources"]:
+        kept, read_ = record["documents"]["kept"], sum(record["documents"].values())
+        name = Path(record["name"]).name
+        assert table(prepared, "Documents kept of those read")[name][-1] == f"{kept:,} of {read_:,}"
+        assert record["sha256"] in read(prepared)
+    overview = text_of(tree(prepared))
+    for split, counts in corpus["splits"].items():
+        assert f"{split}{counts['documents']:,}{counts['characters']:,}{corpus['tokens'][split]:,}" in overview
+
+
+def test_fertility_is_tokens_a_white_space_word_and_the_sources_add_up(prepared):
+    corpus = prepare.load_corpus(prepared)
+    tokenizer = TextTokenizer.load(prepared / "tokenizer")
+    tokens, words = Counter(), Counter()
+    for split in prepare.SPLITS:
+        for document in source.read_documents(prepared, split):
+            tokens[document["source"]] += len(tokenizer.encode([document["text"]])[0][0])
+            words[document["source"]] += len(document["text"].split())
+    shown = table(prepared, "Tokens a word, by source")
+    for name in tokens:
+        assert shown[Path(name).name][-1] == f"{tokens[name] / words[name]:.3f}"
+    assert shown["all"][-1] == f"{tokens.total() / words.total():.3f}"
+    assert tokens.total() == sum(corpus["tokens"].values())
+
+
+def test_lengths_are_counted_by_the_powers_of_two_that_they_lie_between(prepared):
+    lengths = np.concatenate([np.diff(packing.TokenFile(prepared / "tokens" / s, 600).offsets) for s in prepare.SPLITS])
+    shown = table(prepared, "Documents by their tokens")
+    for label, cells in shown.items():
+        low, _, high = label.partition("–")
+        inside = (lengths >= int(low)) & (lengths <= int(high or low))
+        assert cells[-1].split()[0] == str(int(inside.sum()))
+    assert sum(int(cells[-1].split()[0]) for cells in shown.values()) == len(lengths)
+
+
+def test_entries_that_the_training_text_never_uses_are_counted_without_specials_and_bytes(prepared):
+    tokenizer = TextTokenizer.load(prepared / "tokenizer")
+    counts = packing.unigram_counts(prepared / "tokens" / "train", tokenizer.vocab_size)
+    pieces = [tokenizer.tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)]
+    text = [i for i, p in enumerate(pieces) if i not in tokenizer.special_ids and not re.fullmatch("<0x..>", p)]
+    facts = table(prepared, "Tokenizer")
+    assert facts["entries that the training text never uses"][0].split(",")[0] == str(sum(counts[i] == 0 for i in text))
+
+
+def test_words_that_are_one_token_are_counted_across_the_chunks(monkeypatch):
+    starts = np.random.default_rng(0).integers(0, 2, 1000).astype(np.uint16)
+    starts[0] = 1
+    bounds = np.append(np.flatnonzero(starts), 1000)
+    expected = int((np.diff(bounds) == 1).sum()), int(starts.sum())
+    for chunk in (1, 7, 999, 1000, 5000):
+        monkeypatch.setattr(report, "CHUNK", chunk)
+        assert report._whole_words(starts) == expected
+
+
+def test_near_duplicates_are_shown_beside_what_stayed_with_the_words_that_differ_marked(prepared):
+    assert prepare.load_corpus(prepared)["fates"]["near_duplicate"] > 5
+    figures = [e for e in tree(prepared).iter(f"{XHTML}figure") if e.get("class") == "stays"]
+    assert len(figures) == 6
+    assert any(text_of(m) == "cambiado" for m in tree(prepared).iter(f"{XHTML}mark"))
+
+
+def test_examples_of_duplicates_are_counted_exactly_whatever_the_order():
+    choose = random.Random(0)
+    keys = [f"{choose.getrandbits(64):016x}" for _ in range(100)]
+    seen = choose.choices(keys, k=1000)
+    expected = sorted(Counter(seen).items())[: across.SAMPLE]
+    for _ in range(3):
+        choose.shuffle(seen)
+        examples = across.Examples()
+        for key in seen:
+            examples.add(key, f"id of {key}", "text")
+        found = examples.report("x")["x"]
+        assert [(e["id"], e["copies"]) for e in found] == [(f"id of {k}", n) for k, n in expected]
+
+
+# --- any text ---
+
+
+def test_mark_up_in_documents_is_shown_and_is_no_mark_up(prepared):
+    page = tree(prepared)
+    assert not list(page.iter(f"{XHTML}script")) and "<script" not in read(prepared)
+    quotes = [text_of(e) for e in page.iter(f"{XHTML}blockquote")]
+    assert any(quote.startswith(SCRIPT) for quote in quotes)  # of an exact duplicate
+    assert any("a&b.txt: " in text_of(e) for e in page.iter(f"{XHTML}figcaption"))  # of a sentence in tokens
+
+
+@pytest.mark.parametrize("text", ["\0\x1b", "\ud800", "\uffff", "]]>", "&amp;", "\u202eabc", "é\u0301", '"onload="x'])
+def test_any_text_is_well_formed_in_the_page(text):
+    ET.fromstring(f'<p title="{webpage.text(text)}">{webpage.foreign(text, text)}</p>')
+
+
+def test_the_page_needs_nothing_from_elsewhere(prepared):
+    page = read(prepared).replace('xmlns="http://www.w3.org/1999/xhtml"', "")
+    assert not re.search(r"\b(src|href|srcset|action|data)=|url\(|@import|https?:|//", page)
+    assert not re.search(r"\son\w+=", re.sub(r">[^<]*<", "><", page))  # in no element
+
+
+def test_no_path_of_this_machine_is_in_the_page(prepared):
+    assert str(prepared.parent) not in read(prepared)
+
+
+# --- corpora of other kinds ---
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_every_kind_of_tokenizer_has_a_report(tmp_path, kind):
+    prepare.prepare(recipe(tmp_path, kind=kind))
+    assert "tokens a word (fertility)" in table(tmp_path / "corpus", "Tokenizer")
+    assert len([e for e in tree(tmp_path / "corpus").iter(f"{XHTML}p") if e.get("class") == "tokens"]) == 1
+
+
+def rewritten(directory, change):
+    """The report of the same corpus with another corpus.json."""
+    corpus = prepare.load_corpus(directory)
+    change(corpus)
+    (directory / "corpus.json").write_text(json.dumps(corpus))
+    report.write_report(directory)
+    return tree(directory)
+
+
+def test_a_split_without_documents_has_a_report(copy):
+    for path in (copy / "documents").glob("validation-*"):
+        path.unlink()
+    (copy / "tokens/validation/tokens.bin").write_bytes(b"")
+    (copy / "tokens/validation/offsets.bin").write_bytes(bytes(8))
+
+    def change(corpus):
+        corpus["splits"]["validation"] = {"documents": 0, "characters": 0}
+        corpus["tokens"]["validation"] = 0
+
+    assert "validation000" in text_of(rewritten(copy, change))
+
+
+def test_a_corpus_without_any_document_has_a_report(copy):
+    for path in (copy / "documents").glob("*"):
+        path.unlink()
+    for split in prepare.SPLITS:
+        (copy / "tokens" / split / "tokens.bin").write_bytes(b"")
+        (copy / "tokens" / split / "offsets.bin").write_bytes(bytes(8))
+
+    def change(corpus):
+        corpus.update(documents=0, fates={"kept": 0}, paragraphs={}, changed={}, sources=[], languages_rejected={})
+        corpus["splits"] = {s: {"documents": 0, "characters": 0} for s in prepare.SPLITS}
+        corpus["tokens"] = dict.fromkeys(prepare.SPLITS, 0)
+        del corpus["near_duplicates"], corpus["duplicate_examples"]
+
+    assert "0documents read" in text_of(rewritten(copy, change))
+
+
+def test_sources_without_licence_and_recipes_without_later_fields_have_a_report(copy):
+    def change(corpus):
+        for record in corpus["sources"]:
+            record.update(licence="", attribution="", version="")
+        corpus["recipe"] = {"corpus.language": ""}
+
+    assert text_of(rewritten(copy, change)).count("none recorded") == 2
+
+
+def test_rejected_languages_benchmarks_removals_and_boilerplate_are_shown_where_there_are_any(copy):
+    def change(corpus):
+        corpus["recipe"]["corpus.clean"]["identify_language"] = True
+        corpus["languages_rejected"] = {"es": 7, "unsure": 2}
+        corpus["benchmarks"] = {"/somewhere/else/test.jsonl": {"fields": 41, "documents": 3}}
+        corpus["remove"] = {"files": ["x"], "lines": 9, "unmatched": ["y"]}
+        corpus["boilerplate"] = {"lines": 2, "removed": 31, "most_frequent": [["<all> rights", 17]]}
+
+    shown = text_of(rewritten(copy, change))
+    assert table(copy, "Rejected paragraphs, by language")["es"][-1].startswith("7 ")
+    assert table(copy, "Overlap with test data")["test.jsonl"] == ["41", "3"]
+    assert table(copy, "Boilerplate")["<all> rights"] == ["17"]
+    assert "9 lines, of which 1 named nothing" in shown and "31 lines, 2 different ones" in shown
+
+
+# --- what it leaves alone ---
+
+
+def test_a_missing_report_is_written_without_a_stage_made_again(copy, prepared, tmp_path):
+    settings = recipe(tmp_path)
+    shutil.copytree(prepared.parent, tmp_path, dirs_exist_ok=True)
+    corpus = dataclasses.replace(
+        settings.corpus, input=tuple(str(prepared.parent / Path(f).name) for f in settings.corpus.input)
+    )
+    settings = dataclasses.replace(settings, corpus=corpus)
+    (copy / "report.html").unlink()
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.*") if p.suffix in (".bin", ".array_record", ".model")}
+    prepare.prepare(settings)
+    assert before == {p: p.stat().st_mtime_ns for p in before} and read(copy) == read(prepared)
+
+
+def test_a_report_that_fails_says_so_and_leaves_the_corpus_and_no_old_report(copy, monkeypatch, capsys):
+    def fails(*_):
+        raise ZeroDivisionError("of a bug")
+
+    (copy / "corpus.json").write_text((copy / "corpus.json").read_text() + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "page", fails)
+        report.write_report(copy)
+    said = capsys.readouterr()
+    assert "NOT written: ZeroDivisionError: of a bug; the corpus is whole" in said.out and "fails" in said.err
+    assert prepare.load_corpus(copy) and not list(copy.glob("report*"))
+    report.write_report(copy)
+    assert tree(copy)
+
+
+def test_documents_that_corpus_json_does_not_describe_have_no_report(copy, capsys):
+    corpus = prepare.load_corpus(copy)
+    corpus["splits"]["train"]["documents"] += 1
+    (copy / "corpus.json").write_text(json.dumps(corpus))
+    report.write_report(copy)
+    assert re.search(
+        r"NOT written: BadInput: .*corpus\.json: \d+ documents for train, but there are", capsys.readouterr().out
+    )
+    assert not (copy / "report.html").exists()
+
+
+def test_a_report_that_is_up_to_date_is_not_written_again(copy):
+    before = (copy / "report.html").stat().st_mtime_ns
+    report.write_report(copy)
+    assert (copy / "report.html").stat().st_mtime_ns == before
+    (copy / "corpus.json").write_text((copy / "corpus.json").read_text() + "\n")
+    report.write_report(copy)
+    assert (copy / "report.html").stat().st_mtime_ns > before
