@@ -88,7 +88,7 @@ class Measured:
     held_out_V: np.ndarray  # int64: of the validation split
     single: int  # words, as the tokenizer cuts them, that are one token
     words: int  # words, as the tokenizer cuts them
-    sentences: dict[str, str]  # by source, one of its paragraphs
+    sentences: dict[str, tuple[str, str]]  # by source, (hash, text) of the paragraph with the smallest hash
     named: dict[str, str]  # id → beginning of the text, of documents that near duplicates name
 
     @property
@@ -155,34 +155,12 @@ def _measure(directory: Path, corpus: dict[str, Any], tokenizer: TextTokenizer) 
         named={},
     )
     wanted = {example["other"] for example in corpus.get("near_duplicates", {}).get("examples", ())}
-    least: dict[str, bytes] = {}  # by source, the hash of its sentence
     for split in SPLITS:
-        stored = packing.TokenFile(directory / "tokens" / split, size)
-        found: Counter = Counter()
-        for number, document in enumerate(source.read_documents(directory, split)):
-            if number + 1 >= len(stored.offsets):
-                found["documents"] += 1
-                break  # said below
-            text, name = document["text"], document["source"]
-            tokens = int(stored.offsets[number + 1] - stored.offsets[number])
-            counts = {
-                "documents": 1,
-                "characters": len(text),
-                "words": len(text.split()),
-                "marks": len(_WORD_OR_MARK.findall(text)),
-                "tokens": tokens,
-            }
-            found.update(counts)
-            measured.sources.setdefault(name, Counter()).update(counts)
-            measured.lengths[min(tokens, LONGEST)] += 1
-            measured.longest = max(measured.longest, tokens)
-            if document["id"] in wanted:
-                measured.named[document["id"]] = text[:OTHER_CHARACTERS]
-            if sentence := _sentence(text):
-                key = hashlib.blake2b(sentence.encode(), digest_size=8).digest()
-                if name not in least or key < least[name]:
-                    least[name], measured.sentences[name] = key, sentence
         expected = {**corpus["splits"][split], "tokens": corpus["tokens"][split]}
+        stored = packing.TokenFile(directory / "tokens" / split, size)
+        with stages.Progress("report", expected["documents"], "documents") as progress:
+            documents = progress.count(source.read_documents(directory, split), split)
+            found = _count(documents, stored, measured, wanted)
         for what, count in expected.items():
             if found[what] != count:
                 raise BadInput(
@@ -192,6 +170,36 @@ def _measure(directory: Path, corpus: dict[str, Any], tokenizer: TextTokenizer) 
         single, words = _whole_words(stored.tokens)
         measured.single, measured.words = measured.single + single, measured.words + words
     return measured
+
+
+def _count(
+    documents: Iterable[dict[str, Any]], stored: packing.TokenFile, measured: Measured, wanted: set[str]
+) -> Counter:
+    """Count a split's documents into `measured`, and keep the texts that are `wanted` by id; returns their totals."""
+    found: Counter = Counter()
+    for number, document in enumerate(documents):
+        if number + 1 >= len(stored.offsets):
+            found["documents"] += 1
+            break  # more documents than there are tokens for: the totals will not be those of corpus.json
+        text, name = document["text"], document["source"]
+        tokens = int(stored.offsets[number + 1] - stored.offsets[number])
+        counts = {
+            "documents": 1,
+            "characters": len(text),
+            "words": len(text.split()),
+            "marks": len(_WORD_OR_MARK.findall(text)),
+            "tokens": tokens,
+        }
+        found.update(counts)
+        measured.sources.setdefault(name, Counter()).update(counts)
+        measured.lengths[min(tokens, LONGEST)] += 1
+        measured.longest = max(measured.longest, tokens)
+        if document["id"] in wanted:
+            measured.named[document["id"]] = text[:OTHER_CHARACTERS]
+        if sentence := _sentence(text):
+            key = hashlib.blake2b(sentence.encode(), digest_size=8).hexdigest()
+            measured.sentences[name] = min((key, sentence), measured.sentences.get(name, (key, sentence)))
+    return found
 
 
 def _sentence(text: str) -> str:
@@ -342,9 +350,7 @@ def _lengths(corpus: dict[str, Any], measured: Measured) -> str:
     first = next((i for i, (_, n) in enumerate(rows) if n), 0)
     before = np.cumsum(lengths)
     documents = int(before[-1])
-    quantiles = (
-        [int(np.searchsorted(before, share * documents)) for share in (0.05, 0.5, 0.95)] if documents else [0] * 3
-    )
+    quantiles = np.searchsorted(before, [share * documents for share in (0.05, 0.5, 0.95)]).tolist()
     facts = [
         ("median", f"{quantiles[1]:,} tokens"),
         ("nine documents in ten", f"{quantiles[0]:,} to {quantiles[2]:,}"),
@@ -461,7 +467,7 @@ def _tokenizer(corpus: dict[str, Any], measured: Measured, tokenizer: TextTokeni
     if by_tokens:
         parts.append("<h3>Sentences in tokens</h3>")
     for name in by_tokens[:SENTENCES]:
-        ids, starts = tokenizer.encode([measured.sentences[name]])[0]
+        ids, starts = tokenizer.encode([measured.sentences[name][1]])[0]
         parts.append(_segmented([shown_V[i] for i in ids], starts.tolist(), _name(name), language))
     return "".join(parts)
 
@@ -545,6 +551,7 @@ def _segmented(pieces: Sequence[str], starts: Sequence[bool], caption: str, lang
 
 def _provenance(corpus: dict[str, Any]) -> str:
     parts = ["<h2>Licences and versions</h2>"]
+    weights = corpus.get("weights", {})  # by source, where it is not 1
     for record in corpus["sources"]:
         files = f"{record['files']:,} file{'s' if record['files'] != 1 else ''}"
         facts = [
@@ -552,6 +559,7 @@ def _provenance(corpus: dict[str, Any]) -> str:
             ("attribution", web.text(" ".join(record["attribution"].split()))),
             ("input", f"{files}, {record['bytes']:,} bytes, {web.text(record['kind'])}"),
             ("SHA-256", f"<code>{web.text(record['sha256'])}</code>"),
+            ("in rows", f"{weights[record['name']]:g} times" if record["name"] in weights else ""),
         ]
         version = f" <small>{web.text(record['version'])}</small>" if record["version"] else ""
         parts.append(f'<section class="source"><h3>{_name(record["name"])}{version}</h3><dl>')
@@ -579,23 +587,32 @@ def _how(corpus: dict[str, Any]) -> str:
 def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{_last(name)}.")
         elif value not in (None, "", []):
-            yield prefix + name, value
+            yield prefix + _last(name), value
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    if isinstance(value, dict):
+        return " ".join(f"{_last(str(name))}={_value(of)}" for name, of in value.items())
+    return _last(str(value))
 
 
 # --- words ---
 
 
 def _name(name: str) -> str:
-    """A source or a document; of a path on somebody's disk only the last part."""
-    return web.text(Path(name).name if Path(name).is_absolute() else name)
+    """A source or a document as HTML."""
+    return web.text(_last(name))
+
+
+def _last(name: str) -> str:
+    """Of a path on somebody's disk only the last part."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _meaning(fate: str) -> str:

@@ -117,14 +117,20 @@ def test_fertility_is_tokens_a_white_space_word_and_the_sources_add_up(prepared)
     assert tokens.total() == sum(corpus["tokens"].values())
 
 
-def test_lengths_are_counted_by_the_powers_of_two_that_they_lie_between(prepared):
-    lengths = np.concatenate([np.diff(packing.TokenFile(prepared / "tokens" / s, 600).offsets) for s in prepare.SPLITS])
-    shown = table(prepared, "Documents by their tokens")
-    for label, cells in shown.items():
-        low, _, high = label.partition("–")
-        inside = (lengths >= int(low)) & (lengths <= int(high or low))
-        assert cells[-1].split()[0] == str(int(inside.sum()))
-    assert sum(int(cells[-1].split()[0]) for cells in shown.values()) == len(lengths)
+def test_lengths_are_counted_by_the_powers_of_two_that_they_lie_between(copy):
+    shown = {label: int(cells[-1].split()[0]) for label, cells in table(copy, "Documents by their tokens").items()}
+    lengths = np.concatenate([np.diff(packing.TokenFile(copy / "tokens" / s, 600).offsets) for s in prepare.SPLITS])
+    assert sum(shown.values()) == len(lengths)
+    made_up = report.Measured({}, np.zeros(report.LONGEST + 1, np.int64), report.LONGEST + 7, None, None, 0, 0, {}, {})
+    for length in (1, 2, 3, 4, 7, 8, 1023, 1024, report.LONGEST - 1, report.LONGEST):
+        made_up.lengths[length] += 1
+    page = report._lengths(prepare.load_corpus(copy), made_up)
+    (copy / "report.html").write_text(f'<html xmlns="{XHTML[1:-1]}"><body><main>{page}</main></body></html>')
+    found = {label: int(cells[-1].split()[0]) for label, cells in table(copy, "Documents by their tokens").items()}
+    assert {label: n for label, n in found.items() if n} == {
+        **{"1": 1, "2–3": 2, "4–7": 2, "8–15": 1, "512–1,023": 1, "1,024–2,047": 1},
+        **{"524,288–1,048,575": 1, "1,048,576 and more": 1},
+    }
 
 
 def test_entries_that_the_training_text_never_uses_are_counted_without_specials_and_bytes(prepared):
@@ -203,6 +209,13 @@ def test_every_kind_of_tokenizer_has_a_report(tmp_path, kind):
     assert len([e for e in tree(tmp_path / "corpus").iter(f"{XHTML}p") if e.get("class") == "tokens"]) == 1
 
 
+def test_rows_of_one_document_each_are_named_as_such(tmp_path):
+    settings = recipe(tmp_path)
+    prepare.prepare(dataclasses.replace(settings, data=config.Data(row_length=64, pack=False)))
+    rows = prepare.load_corpus(tmp_path / "corpus")["rows"]["single_64"]["rows"]
+    assert f"rows of 64, one document each{rows:,}, " in text_of(tree(tmp_path / "corpus"))
+
+
 def rewritten(directory, change):
     """The report of the same corpus with another corpus.json."""
     corpus = prepare.load_corpus(directory)
@@ -245,23 +258,27 @@ def test_sources_without_licence_and_recipes_without_later_fields_have_a_report(
     def change(corpus):
         for record in corpus["sources"]:
             record.update(licence="", attribution="", version="")
-        corpus["recipe"] = {"corpus.language": ""}
+        corpus["recipe"] = {"corpus.language": "", "corpus.later": {"/a/path": [{"of": "/somebody's/disk"}]}}
 
-    assert text_of(rewritten(copy, change)).count("none recorded") == 2
+    shown = text_of(rewritten(copy, change))
+    assert shown.count("none recorded") == 2 and "corpus.later.pathof=disk" in shown
 
 
 def test_rejected_languages_benchmarks_removals_and_boilerplate_are_shown_where_there_are_any(copy):
     def change(corpus):
         corpus["recipe"]["corpus.clean"]["identify_language"] = True
-        corpus["languages_rejected"] = {"es": 7, "unsure": 2}
+        corpus["languages_rejected"] = {"es": 7, "unsure": 2} | {f"x{number}": 1 for number in range(20)}
         corpus["benchmarks"] = {"/somewhere/else/test.jsonl": {"fields": 41, "documents": 3}}
+        corpus["weights"] = {corpus["sources"][0]["name"]: 2.5}
         corpus["remove"] = {"files": ["x"], "lines": 9, "unmatched": ["y"]}
         corpus["boilerplate"] = {"lines": 2, "removed": 31, "most_frequent": [["<all> rights", 17]]}
 
     shown = text_of(rewritten(copy, change))
-    assert table(copy, "Rejected paragraphs, by language")["es"][-1].startswith("7 ")
+    languages = table(copy, "Rejected paragraphs, by language")
+    assert languages["es"][-1].startswith("7 ") and languages["10 others"][-1].startswith("10 ")
     assert table(copy, "Overlap with test data")["test.jsonl"] == ["41", "3"]
     assert table(copy, "Boilerplate")["<all> rights"] == ["17"]
+    assert shown.count("2.5 times") == 1
     assert "9 lines, of which 1 named nothing" in shown and "31 lines, 2 different ones" in shown
 
 
