@@ -255,16 +255,13 @@ def _overview(corpus: dict[str, Any], measured: Measured) -> str:
         (f"{sum(tokens.values()):,}", "tokens"),
         (f"{len(corpus['sources']):,}", "sources" if len(corpus["sources"]) != 1 else "source"),
     ]
-    rows = []
-    for split in SPLITS:
-        counts = splits[split]
-        cells = (counts["documents"], counts["characters"], tokens[split])
-        rows.append((split, *(f"{n:,}" for n in cells)))
+    rows = [(what, *(f"{splits[s][what]:,}" for s in SPLITS)) for what in ("documents", "characters")]
+    rows.append(("tokens", *(f"{tokens[s]:,}" for s in SPLITS)))
     return (
         '<div class="tiles">'
         + "".join(f"<div><b>{number}</b><span>{what}</span></div>" for number, what in tiles)
-        + "</div>"
-        + web.table(("split", "documents", "characters", "tokens"), rows)
+        + "</div><h3>To train on, and held out</h3>"
+        + web.table(("", *SPLITS), rows)
         + web.note("A word is what stands between white space. Held out (validation) by the hash of a document's text.")
     )
 

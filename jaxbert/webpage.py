@@ -32,8 +32,10 @@ small, .note, figcaption, i { color: var(--soft); font-style: normal; font-weigh
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .28rem .5rem .28rem 0; border-bottom: 1px solid var(--line);
   font-weight: normal; }
-thead th { color: var(--soft); font-size: .85rem; }
-td { text-align: right; padding-right: 0; padding-left: .5rem; font-variant-numeric: tabular-nums; }
+thead th { overflow-wrap: normal; color: var(--soft); font-size: .85rem; }
+th:nth-last-child(2) { min-width: 6.5rem; }
+td { text-align: right; padding-right: 0; padding-left: .5rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: break-word; }
 thead th:not(:first-child) { text-align: right; padding: .28rem 0 .28rem .5rem; }
 table + table { margin-top: 1rem; }
 .bars { table-layout: fixed; }
@@ -120,7 +122,7 @@ def foreign(value: str, language: str) -> str:
 
 def percent(part: int, of: int, digits: int = 1) -> str:
     """A share in hundredths, a dash where there is nothing to share."""
-    return f"{part / of:.{digits}%}".replace("%", " %") if of else "–"
+    return f"{part / of:.{digits}%}".replace("%", "\u00a0%") if of else "–"
 
 
 def ratio(part: int, of: int) -> str:
