@@ -38,6 +38,6 @@ def get_config(variant: str = "mean") -> Config:
         train=Train(batch_size=8, steps=400, log_every=50),
         optimizer=Optimizer(learning_rate=5e-4),
         schedule=Schedule(name="constant", warmup=50),
-        evaluation=Evaluation(every=100, rows=256),
+        evaluation=Evaluation(every=200, rows=256),
         checkpoint=Checkpoint(every=400),
     )

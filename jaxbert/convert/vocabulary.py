@@ -221,7 +221,10 @@ def _of_bytes(content: bytes) -> Meaning | None:
 
 
 class _Cutter:
-    """The old tokenizer's pieces of a new token's text, as it would cut it in its place: a word's start or inside."""
+    """The old tokenizer's pieces of a new token's text, as it would cut it in its place: a word's start or inside.
+
+    Where a WordPiece vocabulary has no piece for the text inside a word, the text is cut as a word of its own.
+    """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         pipeline = tokenizer.tokenizer
