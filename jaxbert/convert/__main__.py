@@ -242,7 +242,8 @@ def _check_flags(
 ) -> None:
     """Everything that shows before a weight is read."""
     if not (source / "config.json").is_file() or not (source / "checkpoints").is_dir():
-        what = "holds no run (config.json and checkpoints/)" if source.is_dir() else "is not there"
+        what = "is a file" if source.exists() else "is not there"
+        what = "holds no run (config.json and checkpoints/)" if source.is_dir() else what
         raise BadInput(
             f"--source: {source} {what}; give the --workdir of jaxbert.train, or of jaxbert.convert --from=hf"
         )
