@@ -12,8 +12,8 @@
 head is fresh. `mean` composes 7,032 others and leaves 257 fresh, `similarity` 6,591 and 698, `copy` none and 7,289.
 
 Held-out loss in nats a masked token (3,271 of them: the first 256 pieces) after so many tokens read; one seed, one core
-of a shared machine, 8 rows a step, no dropout, a constant rate of 5e-4 after 50 steps. Unigram frequencies have 6.817 on
-all held-out tokens. (`copy` was run for 200 steps alone.)
+of a shared machine, 8 rows a step, no dropout, a constant rate of 5e-4 after 50 steps. Unigram frequencies have 6.817
+on all held-out tokens. (`copy` was run for 200 steps alone.)
 
                  200 steps, 202,180 tokens   400 steps, 404,350 tokens
     scratch      6.590 (accuracy 0.077)      6.391 (accuracy 0.109)
@@ -22,8 +22,8 @@ all held-out tokens. (`copy` was run for 200 steps alone.)
     similarity   5.448 (accuracy 0.180)      4.877 (accuracy 0.224)
 
 From scratch 200 steps at another rate (--config.train.steps=200 --config.optimizer.learning_rate=…) give 6.577 (2.5e-4)
-and 6.807 (1e-3); the others' rate was not varied. A step took about a second: this is far from where either ends, and how
-long the lead lasts was not measured.
+and 6.807 (1e-3); the others' rate was not varied. A step took about a second: this is far from where either ends, and
+how long the lead lasts was not measured.
 """
 
 from jaxbert.config import (
