@@ -155,7 +155,8 @@ def show(directory: Path, rows: str, place: str) -> None:
     where = directory / ("validation" if place.startswith("validation") else rows)
     sources = {s["name"]: s for s in stages.read_record(directory, "documents")["report"]["sources"]}
     tokens = sum(part.tokens + 2 for part in parts)
-    stages.say(f"{place} of {where}: {len(parts)} pieces, {tokens} tokens with [CLS] and [SEP]")
+    count = "1 piece" if len(parts) == 1 else f"{len(parts)} pieces"
+    stages.say(f"{place} of {where}: {count}, {tokens} tokens with [CLS] and [SEP]")
     for i, part in enumerate(parts, 1):
         about = sources[part.source]
         characters = f"characters {part.begin} to {part.end} of {part.characters}"
