@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxbert import config as recipes
-from jaxbert import prepare
+from jaxbert import prepare, runs
 from jaxbert.config import Clean, Config, Corpus, Data, Evaluation, Model, Source, Tokenizer, Train
 from jaxbert.data import source
 from jaxbert.errors import BadInput
@@ -232,6 +232,17 @@ def test_a_changed_file_of_a_source_is_refused(place):
         file.write("\nunha liña máis")
     with pytest.raises(BadInput, match=r"domain\.txt: changed"):
         run(place, domain(place))
+
+
+def test_a_run_goes_on_that_was_started_before_there_were_sources_and_not_with_other_ones(place):
+    run(place, domain(place))
+    runs.open_run(place / "run", settings(place), place / "corpus")
+    config = json.loads((place / "run/config.json").read_text())
+    del config["corpus"]["sources"]
+    (place / "run/config.json").write_text(json.dumps(config))
+    runs.open_run(place / "run", settings(place), place / "corpus")
+    with pytest.raises(BadInput, match=r"another recipe: corpus\.sources was \[\], now "):
+        runs.open_run(place / "run", settings(place, domain(place)), place / "corpus")
 
 
 # --- in recipes ---

@@ -159,7 +159,9 @@ def test_rows_of_an_earlier_version_are_refused_with_what_to_delete(copy):
 
 
 def test_other_documents_than_the_rows_were_made_of_are_refused(copy):
-    texts = [json.dumps({**d, "text": d["text"][::-1]}).encode() for d in source.read_documents(copy, "train")]
+    backwards = [" ".join(d["text"].split()[::-1]) for d in source.read_documents(copy, "train")]  # as many tokens
+    documents = zip(source.read_documents(copy, "train"), backwards, strict=True)
+    texts = [json.dumps({**d, "text": text}).encode() for d, text in documents]
     shutil.rmtree(copy / "documents")
     (copy / "documents").mkdir()
     with source.Shards(copy / "documents", "train") as shards:
