@@ -67,14 +67,15 @@ class Clean:
     boilerplate: int = 0  # documents that have a line, from which on it goes from all of them; 0: off
 
 
-MOST_WEIGHT = 100
+MOST_WEIGHT = 100  # copies of a document are counted in a byte
 ACROSS = ("duplicates", "near_duplicates", "boilerplate")  # of Clean: compare documents of all sources
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Input with settings of its own. None: the corpus's; `clean` replaces the corpus's as a whole, but its fields
-    ACROSS must be the same, because they compare documents of all sources."""
+    ACROSS must be the same, because they compare documents of all sources. A weight of 2 makes every training document
+    twice a part of rows, one of 0.5 half of the documents (source.py, `weighted`)."""
 
     input: tuple[str, ...] = ()  # as `Corpus.input`
     name: str = ""  # in corpus.json and in documents; empty: the entries of `input`
