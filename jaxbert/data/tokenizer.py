@@ -116,6 +116,11 @@ class TextTokenizer:
         words = np.array([-1] + encoding.word_ids, np.int32)
         return np.array(encoding.ids, np.int32), words[1:] != words[:-1]
 
+    def encode_with_places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of `encode` (int32), and at which character of `text` each token begins (int64)."""
+        encoding = self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
+        return np.array(encoding.ids, np.int32), np.array([begin for begin, _ in encoding.offsets], np.int64)
+
     def encode_with_masks(self, text: str) -> np.ndarray:
         """[CLS] text [SEP] as int32 ids in which a written [MASK] is the mask token, as transformers reads it."""
         self.tokenizer.encode_special_tokens = False
