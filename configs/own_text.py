@@ -12,6 +12,10 @@ What people change first:
     --config.tokenizer.vocab_size=32000        the error says the largest that a small text supports
     --config.model.name=bert_base --config.train.dtype=bfloat16      on a TPU or a GPU
     --config.train.epochs=40                   the schedule's end alone depends on the length, so a run can be prolonged
+
+Several sources, with weights and cleaning of their own, are given in a copy of this file (jaxbert.config.Source):
+    corpus=Corpus(language="pl", sources=(Source(("web/*.parquet",)), Source(("law/*.txt",), name="law", weight=2.0)))
+What a training row is made of, by its number in metrics.jsonl: python -m jaxbert.prepare $ARGS --trace=ROW
 """
 
 from jaxbert.config import Checkpoint, Config, Evaluation, Optimizer, Schedule, Tokenizer, Train, named_model

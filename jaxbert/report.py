@@ -514,7 +514,7 @@ def _shown(tokenizer: TextTokenizer, pieces_V: list[str]) -> list[str]:
     """Entries as a reader sees them; those of byte-level BPE are written in letters that stand for bytes."""
     if '"ByteLevel"' not in tokenizer.tokenizer.to_str():
         return pieces_V
-    alphabet = tokenizers._byte_alphabet()
+    alphabet = tokenizers.byte_alphabet()
     shown = []
     for piece in pieces_V:
         known = all(c in alphabet for c in piece)

@@ -56,7 +56,8 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
         ) from None
     new = configs.to_dict(config)
     if (workdir / "config.json").exists():
-        old = _read_config(workdir)
+        # Fields of later versions are at their defaults, which do what was done before.
+        old = configs.to_dict(configs.from_dict(_read_config(workdir)))
         constant = config.schedule.name in ("wsd", "constant")
         allowed = MAY_CHANGE + (MAY_CHANGE_UNDER_WSD if constant else ())
         changed = [d for d in configs.differences(old, new) if not d[0].startswith(allowed)]

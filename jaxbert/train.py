@@ -20,7 +20,7 @@ import numpy as np
 from jaxbert import checkpoint, config, metrics, objectives, optim, runs, sharding
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
-from jaxbert.data.tokenizer import TextTokenizer
+from jaxbert.data.tokenizer import TextTokenizer, entries
 from jaxbert.errors import BadInput, Diverged, run
 from jaxbert.evaluate import held_out
 from jaxbert.prepare import ensure_rows, load_corpus
@@ -229,7 +229,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         if state is None:
             state = jax.jit(init, out_shardings=shardings)(jax.random.key(settings.train.init_seed))
             if settings.model.initialize_from:
-                state["model"] = _initialize_from(settings.model.initialize_from, abstract["model"], shardings["model"])
+                state["model"] = _initialize_from(settings, tokenizer, abstract["model"], shardings["model"])
 
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
@@ -264,10 +264,17 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     return summary
 
 
-def _initialize_from(source: str, abstract: Any, shardings: Any) -> Any:
-    """Weights of another run (`DIR` or `DIR@STEP`) for a new one. Raises BadInput if names or shapes differ."""
+def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, abstract: Any, shardings: Any) -> Any:
+    """Weights of another run (`DIR` or `DIR@STEP`) for a new one. Raises BadInput if tokens, names or shapes differ."""
+    source = settings.model.initialize_from
     directory, _, step = source.partition("@")
     other = runs.load_run(directory, step or "latest")
+    if entries(other.tokenizer.tokenizer) != entries(tokenizer.tokenizer):
+        folder = Path(settings.corpus.directory) / "tokenizer"
+        raise BadInput(
+            f"model.initialize_from: {source} has another vocabulary than {folder}; python -m jaxbert.convert "
+            f"--from=run --source={source} --tokenizer={folder} --method=mean --workdir=NEW gives its weights this one"
+        )
     wanted, found = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
         for leaves in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (abstract, other.model))

@@ -8,9 +8,12 @@ import shutil
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Pipeline
+from tokenizers import decoders, models, pre_tokenizers
 
 from jaxbert import config, prepare, report, webpage
 from jaxbert.data import across, packing, source
@@ -208,6 +211,13 @@ def test_every_kind_of_tokenizer_has_a_report(tmp_path, kind):
     prepare.prepare(recipe(tmp_path, kind=kind))
     assert "tokens a word (fertility)" in table(tmp_path / "corpus", "Tokenizer")
     assert len([e for e in tree(tmp_path / "corpus").iter(f"{XHTML}p") if e.get("class") == "tokens"]) == 1
+
+
+def test_entries_of_byte_level_bpe_are_shown_as_the_text_that_they_stand_for():
+    pipeline = Pipeline(models.BPE({"Ġ": 0, "ĠÃ±": 1, "Ã": 2, "a": 3}, []))
+    pipeline.pre_tokenizer, pipeline.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    tokenizer = SimpleNamespace(tokenizer=pipeline, vocab_size=4)
+    assert report._shown(tokenizer, report._pieces(tokenizer)) == ["▁", "▁ñ", "\ufffd", "a"]
 
 
 def test_rows_of_one_document_each_are_named_as_such(tmp_path):

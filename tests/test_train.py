@@ -237,6 +237,20 @@ def test_weights_of_other_sizes_are_refused_by_name(tiny_corpus: config.Config, 
         train.train(settings, tmp_path / "run")
 
 
+def test_weights_of_another_vocabulary_of_the_same_size_are_refused(
+    tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer" / "tokenizer.json"
+    layout = json.loads(path.read_text())
+    pieces = layout["model"]["vocab"]
+    pieces[100], pieces[101] = pieces[101], pieces[100]
+    path.write_text(json.dumps(layout))
+    settings = change(tiny_corpus, model={"initialize_from": str(tmp_path / "other")})
+    with pytest.raises(BadInput, match=r"initialize_from: .*other has another vocabulary than .*convert --from=run"):
+        train.train(settings, tmp_path / "run")
+
+
 def test_rows_longer_than_the_models_positions_are_refused(tiny_corpus: config.Config, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"data.row_length: 128 .*model.max_positions 96"):
         train.train(change(tiny_corpus, data={"row_length": 128}), tmp_path / "run")

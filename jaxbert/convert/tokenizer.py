@@ -18,13 +18,13 @@ from jaxbert.errors import BadInput
 ROLES_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
-def import_tokenizer(source: Path, directory: Path, vocab_size: int) -> int:
+def import_tokenizer(source: Path, directory: Path, vocab_size: int | None) -> int:
     """Write a run's tokenizer folder from a Hugging Face one; returns how many reserved entries were added.
 
-    `vocab_size`: rows of the model's table. Where it has more than there are tokens (published tables are often padded)
-    the rest become [unused…] entries, so that no row is lost. A folder with vocab.txt alone gets BERT's WordPiece, with
-    the options of its tokenizer_config.json. Raises BadInput if there is no tokenizer, if it lacks a special token, or
-    if it has more tokens than the table has rows.
+    `vocab_size`: rows of the model's table, None where the table is made for the tokenizer. Where it has more than
+    there are tokens (published tables are often padded) the rest become [unused…] entries, so that no row is lost. A
+    folder with vocab.txt alone gets BERT's WordPiece, with the options of its tokenizer_config.json. Raises BadInput if
+    there is no tokenizer, if it lacks a special token, or if it has more tokens than the table has rows.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = source
@@ -37,6 +37,7 @@ def import_tokenizer(source: Path, directory: Path, vocab_size: int) -> int:
         train(iter(()), config.Tokenizer(kind="folder", folder=str(folder)), directory)
     tokens = TextTokenizer.load(directory).vocab_size
     report = json.loads((directory / REPORT).read_text(encoding="utf-8")) | {"folder": source.name}
+    vocab_size = tokens if vocab_size is None else vocab_size
     if tokens > vocab_size:
         raise BadInput(
             f"--tokenizer: {source} has {tokens:,} tokens, the weights have {vocab_size:,} rows; give the tokenizer "

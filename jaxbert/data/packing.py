@@ -4,10 +4,13 @@ Token file: one little-endian unsigned integer a token, `id << 1 | starts_word` 
 uint32). `tokens/<split>/tokens.bin` is flat, `offsets.bin` (int64, documents + 1) says where documents begin.
 
 `rows_<T>/`: tokens.bin (R, T) as above with [CLS], [SEP] and [PAD] in it; segments.bin (R, T) uint16, 0 is padding,
-1, 2, … the pieces of a row; rows.json describes both. `single_<T>/`: the same pieces, one a row, for encoders that
-cannot pack: single.json, and a folder <B>/ like rows_<B> for each bucket length B. `validation/`: one piece a row,
-segments.bin alike, and its predictions, fixed here so that every encoder is scored on the same tokens in the same
-context.
+1, 2, … the pieces of a row; rows.json describes both. pieces.bin (pieces,) int64 says where each piece begins in
+tokens/train/tokens.bin, row after row, and row_pieces.bin (R + 1,) int64 where a row's pieces begin in that: nobody but
+`prepare --trace` reads them, which finds a row's documents by them at once. (Packing again would tell the same without
+a file, but takes as long as packing did, and errs after a change to the packer.) `single_<T>/`: the same pieces, one a
+row, for encoders that cannot pack: single.json, and a folder <B>/ like rows_<B> for each bucket length B.
+`validation/`: one piece a row, segments.bin alike, and its predictions, fixed here so that every encoder is scored on
+the same tokens in the same context.
 
 The writers fill a folder that their caller made and will rename when it is whole.
 """
@@ -98,11 +101,17 @@ def piece_lengths(tokens: int, room: int, least: int = LEAST_PIECE) -> list[int]
     return [room] * (count - 2) + [room - moved, last + moved]
 
 
-def pieces(offsets: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
-    """(start in the token file, tokens) of every piece of every document, in order."""
-    for block in range(0, len(offsets) - 1, _DOCUMENTS):
-        bounds = offsets[block : block + _DOCUMENTS + 1].tolist()
-        for start, end in zip(bounds, bounds[1:], strict=False):
+def pieces(offsets: np.ndarray, room: int, documents: np.ndarray | None = None) -> Iterator[tuple[int, int]]:
+    """(start in the token file, tokens) of every piece of every document, in order; or of those that `documents`, int64
+    numbers, names, in its order and as often as it does."""
+    for block in range(0, len(offsets) - 1 if documents is None else len(documents), _DOCUMENTS):
+        if documents is None:
+            bounds = offsets[block : block + _DOCUMENTS + 1]
+            starts, ends = bounds[:-1].tolist(), bounds[1:].tolist()
+        else:
+            numbers = documents[block : block + _DOCUMENTS]
+            starts, ends = offsets[numbers].tolist(), offsets[numbers + 1].tolist()
+        for start, end in zip(starts, ends, strict=True):
             if end - start <= room:
                 if end > start:
                     yield start, end - start
@@ -143,16 +152,18 @@ def pack(
         yield contents[number]
 
 
-def write_rows(tokens_dir: Path, folder: Path, row_length: int, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """Pack a split's tokens into the empty folder `folder` and return its rows.json.
+def write_rows(
+    tokens_dir: Path, folder: Path, row_length: int, tokenizer: TextTokenizer, documents: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Pack a split's tokens, or those of `documents` (see `pieces`), into the empty folder `folder`; returns rows.json.
 
     Streams: memory does not grow with the corpus. Raises BadInput where the split holds no tokens.
     """
     source = _tokens_to_cut(tokens_dir, tokenizer)
     with _RowWriter(folder, source.tokens, row_length, tokenizer) as writer:
-        for row in pack(pieces(source.offsets, row_length - 2), row_length):
+        for row in pack(pieces(source.offsets, row_length - 2, documents), row_length):
             writer.add(row)
-    report = writer.report | _documents_cut(source, row_length)
+    report = writer.report | _documents_cut(source, row_length, documents)
     write_json(folder / "rows.json", report)
     return report
 
@@ -166,7 +177,9 @@ def bucket_lengths(row_length: int) -> list[int]:
     return lengths[::-1]
 
 
-def write_single(tokens_dir: Path, folder: Path, row_length: int, tokenizer: TextTokenizer) -> dict[str, Any]:
+def write_single(
+    tokens_dir: Path, folder: Path, row_length: int, tokenizer: TextTokenizer, documents: np.ndarray | None = None
+) -> dict[str, Any]:
     """Put every piece of a split into a row of its own, in the shortest bucket that holds it; returns single.json.
 
     The pieces are those of `write_rows`: documents are cut, never truncated. A bucket without a piece has no folder.
@@ -175,7 +188,7 @@ def write_single(tokens_dir: Path, folder: Path, row_length: int, tokenizer: Tex
     source, lengths = _tokens_to_cut(tokens_dir, tokenizer), bucket_lengths(row_length)
     with contextlib.ExitStack() as stack:
         writers: dict[int, _RowWriter] = {}
-        for piece in pieces(source.offsets, row_length - 2):
+        for piece in pieces(source.offsets, row_length - 2, documents):
             length = next(n for n in lengths if n >= piece[1] + 2)
             if length not in writers:
                 (folder / str(length)).mkdir()
@@ -194,7 +207,7 @@ def write_single(tokens_dir: Path, folder: Path, row_length: int, tokenizer: Tex
         "tokens": tokens,
         "fill": (tokens + 2 * rows) / positions,
         "tokenizer": tokenizer.fingerprint,
-        **_documents_cut(source, row_length),
+        **_documents_cut(source, row_length, documents),
     }
     write_json(folder / "single.json", report)
     return report
@@ -207,13 +220,15 @@ def _tokens_to_cut(tokens_dir: Path, tokenizer: TextTokenizer) -> TokenFile:
     return source
 
 
-def _documents_cut(source: TokenFile, row_length: int) -> dict[str, int]:
-    cut = int((np.diff(source.offsets) > row_length - 2).sum())
-    return {"documents": len(source.offsets) - 1, "cut_documents": cut}
+def _documents_cut(source: TokenFile, row_length: int, documents: np.ndarray | None) -> dict[str, int]:
+    tokens = np.diff(source.offsets)
+    if documents is not None:
+        tokens = tokens[documents]
+    return {"documents": len(tokens), "cut_documents": int((tokens > row_length - 2).sum())}
 
 
 class _RowWriter:
-    """tokens.bin and segments.bin of rows of one length, written a block at a time; afterwards `.report` counts."""
+    """The files of rows of one length, written a block at a time; afterwards `.report` counts."""
 
     def __init__(self, folder: Path, tokens: np.ndarray, row_length: int, tokenizer: TextTokenizer) -> None:
         self.folder, self.tokens, self.row_length, self.tokenizer = folder, tokens, row_length, tokenizer
@@ -222,7 +237,9 @@ class _RowWriter:
         self.report: dict[str, Any] = {}
 
     def __enter__(self) -> "_RowWriter":
-        self.files = [open(self.folder / f"{name}.bin", "wb") for name in ("tokens", "segments")]
+        names = ("tokens", "segments", "pieces", "row_pieces")
+        self.files = [open(self.folder / f"{name}.bin", "wb") for name in names]
+        self.files[3].write(np.zeros(1, "<i8").tobytes())
         return self
 
     def add(self, row: list[tuple[int, int]]) -> None:
@@ -231,9 +248,10 @@ class _RowWriter:
             self._flush()
 
     def _flush(self) -> None:
-        for file, array in zip(
-            self.files, _fill_rows(self.tokens, self.block, self.row_length, self.tokenizer), strict=True
-        ):
+        stored_RT, segments_RT = _fill_rows(self.tokens, self.block, self.row_length, self.tokenizer)
+        start_N = np.array([start for row in self.block for start, _ in row], "<i8")
+        ends_R = (self.pieces + np.cumsum([len(row) for row in self.block])).astype("<i8")
+        for file, array in zip(self.files, (stored_RT, segments_RT, start_N, ends_R), strict=True):
             file.write(array.tobytes())
         self.rows, self.pieces = self.rows + len(self.block), self.pieces + sum(map(len, self.block))
         self.written += sum(length for row in self.block for _, length in row)

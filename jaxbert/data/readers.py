@@ -1,9 +1,10 @@
-"""From `corpus.input` to one stream of documents.
+"""From `corpus.input` and `corpus.sources` to one stream of documents.
 
-An entry of `corpus.input` is a path, a directory or a glob, local or as a URL of fsspec; `deb:name,name`; or
-`tfds:name:split`. Every entry (every package of a `deb:`) becomes a `Source`, and `read` streams its files in sorted
-order. What a file holds is for its reader to say (formats.py). What cannot be read is never skipped in silence: it
-is in the stream as an `Unread`, or it stops the run as `BadInput`, whichever the user can act on.
+An entry of `corpus.input`, or of the `input` of one of `corpus.sources`, is a path, a directory or a glob, local or as
+a URL of fsspec; `deb:name,name`; or `tfds:name:split`. Every entry (every package of a `deb:`) becomes a `Source`, and
+`read` streams its files in sorted order. What a file holds is for its reader to say (formats.py). What cannot be read
+is never skipped in silence: it is in the stream as an `Unread`, or it stops the run as `BadInput`, whichever the user
+can act on.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxbert import config
 from jaxbert.config import Corpus
 from jaxbert.data import debian, files, formats
 from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unread, unread
@@ -24,7 +26,7 @@ from jaxbert.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One entry of `corpus.input`, or one Debian package of it."""
+    """One entry of `corpus.input` or of one of `corpus.sources`, or one Debian package of it."""
 
     name: str
     kind: str  # "files", "deb" or "tfds"
@@ -35,29 +37,49 @@ class Source:
     licence: str
     attribution: str
     files: tuple[tuple[str, str, str], ...] = dataclasses.field(repr=False)  # (id, path, format) in reading order
+    own: config.Source | None = None  # of `corpus.sources`; None: from `corpus.input`
 
     def record(self) -> dict[str, Any]:
-        """What corpus.json and the model card say about the source: every field but `files`, which becomes a count."""
-        values = dataclasses.asdict(self)
-        return values | {"files": len(self.files)}
+        """What corpus.json and the model card say about the source: every field but `files`, which becomes a count,
+        and `own`, of which the label says which of `corpus.sources` it is from."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "own"}
+        return values | {"files": len(self.files)} | ({"group": self.own.label} if self.own else {})
+
+    def settings(self, corpus: Corpus) -> Corpus:
+        """The corpus's settings as they are for this source."""
+        return self.own.applied(corpus) if self.own else corpus
 
 
 def sources(corpus: Corpus, cache: Path | None = None, log: Callable[[str], None] = print) -> list[Source]:
-    """Everything that `corpus.input` names, in its order, with hashes and licences; packages are downloaded.
+    """Everything that `corpus.input` and then `corpus.sources` name, in their order, with hashes and licences; packages
+    are downloaded. What one of `corpus.sources` names has its name; if that is several sources, with their own behind.
 
     Args:
-      corpus: `input`, `language`, `licence` and `attribution` are used, `encoding` is checked.
+      corpus: `input`, `sources`, `language`, `licence` and `attribution` are used, `encoding` is checked.
       cache: where packages are kept; None: $JAXBERT_CACHE/debian, else ~/.cache/jaxbert/debian.
       log: is told of each download.
 
     Raises BadInput for an entry that names nothing, an empty file or directory, a file that cannot be opened, a package
     that cannot be had or holds no text in the language, a data set that is not prepared on this machine.
     """
-    files.check_encoding(corpus.encoding)
-    if not corpus.input:
+    if not corpus.input and not corpus.sources:
         raise BadInput("corpus.input: empty; give a file, a directory, a glob or deb:PACKAGE")
-    found: list[Source] = []
     taken: set[str] = set()  # a file that two entries match is read once
+    found = _entries(corpus, taken, cache, log)
+    for own in corpus.sources:
+        named = _entries(dataclasses.replace(own.applied(corpus), input=own.input), taken, cache, log)
+        for s in named:
+            name = own.name if own.name and len(named) == 1 else f"{own.name}: {s.name}" if own.name else s.name
+            found.append(dataclasses.replace(s, name=name, own=own))
+    if repeated := sorted({s.name for s in found if [f.name for f in found].count(s.name) > 1}):
+        raise BadInput(f"corpus.input: {repeated[0]!r} is given twice; keep one")
+    return found
+
+
+def _entries(corpus: Corpus, taken: set[str], cache: Path | None, log: Callable[[str], None]) -> list[Source]:
+    """The sources of `corpus.input`; `taken` holds, and gets, the files that are named."""
+    files.check_encoding(corpus.encoding)
+    found: list[Source] = []
     for entry in corpus.input:
         scheme, _, rest = entry.partition(":")
         if scheme == "deb":
@@ -72,8 +94,6 @@ def sources(corpus: Corpus, cache: Path | None = None, log: Callable[[str], None
             raise BadInput(f"corpus.input: no reader is called {scheme!r} (in {entry!r}); known: {known}")
         else:
             found.append(_file_source(entry, corpus, taken))
-    if repeated := sorted({s.name for s in found if [f.name for f in found].count(s.name) > 1}):
-        raise BadInput(f"corpus.input: {repeated[0]!r} is given twice; keep one")
     return found
 
 
@@ -146,14 +166,15 @@ def _hash(names: dict[str, str]) -> tuple[str, int]:
 
 
 def read(source: Source, corpus: Corpus) -> Iterator[Document | Unread]:
-    """The documents of a source, streamed in a fixed order. Peak memory: a document, or a file of a markup format.
+    """The documents of a source, streamed in a fixed order and read by its own settings. Peak memory: a document, or a
+    file of a markup format.
 
     A parquet file costs a batch of rows, a book a chapter.
 
     Raises BadInput where the user has to decide: text that is not UTF-8 (file and byte; `corpus.invalid_utf8`), JSON
     lines that are broken or lack the field (file and line).
     """
-    limit = files.limit(corpus)
+    corpus, limit = source.settings(corpus), files.limit(corpus)
     for name, path, form in source.files:
         number = 0
         for found in _guarded(READERS[form], path, corpus):

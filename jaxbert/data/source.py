@@ -1,6 +1,7 @@
 """What is read from a prepared corpus: documents, and rows by index, in an order where any step is found at once."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,6 +59,18 @@ class Rows:
         """Token ids (int32), word bits (bool) and segment ids (int32) of some rows, each (R, T)."""
         ids_RT, starts_word_RT = packing.split_bit(self._tokens_RT[indices])
         return ids_RT, starts_word_RT, self._segments_RT[indices].astype(np.int32)
+
+    def piece_starts(self, row: int) -> np.ndarray:
+        """Where a row's pieces begin in tokens/train/tokens.bin, int64. Raises BadInput for rows without pieces.bin."""
+        if not (self.directory / "pieces.bin").is_file():
+            raise BadInput(
+                f"{self.directory}: was made by a jaxbert that did not write where rows come from; delete it and run "
+                "jaxbert.prepare again: its rows will be the same bytes"
+            )
+        i8 = np.dtype("<i8")
+        bounds = packing.map_array(self.directory / "row_pieces.bin", i8, (self.about["rows"] + 1,))
+        starts = packing.map_array(self.directory / "pieces.bin", i8, (self.about["pieces"],))
+        return np.array(starts[bounds[row] : bounds[row + 1]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +178,36 @@ def read_documents(directory: Path, split: str, numbers: Sequence[int] | None = 
                 yield json.loads(record)
         first += count
         reader.close()
+
+
+def weighted(directory: Path, weights: dict[str, float]) -> tuple[np.ndarray, dict[str, dict[str, Any]]]:
+    """(numbers of the training documents that rows are made of, int64, in that order; counts by source).
+
+    `weights`: source → how often each of its documents is there, others once. For a weight's fraction those documents
+    are there once more whose text's hash is below it, so added text changes no other document's number of copies. First
+    copies come in the order of the input; second ones, third ones … each in another, so that they meet others in a row.
+
+    Why here: tokens stay as they are, so that another mixture needs new rows, which are cheap, and no second
+    preparation; validation is not touched; repeated texts would be lost as duplicates before. Why from the documents:
+    they know source and text, so no index has to be kept; they are read once for it, which takes some seconds a
+    gigabyte. The tokenizer and the unigram baseline see every document once. Memory: 8 bytes a copy and 1 a document.
+    """
+    counts: dict[str, dict[str, Any]] = {}
+    copies_D = bytearray()
+    for document in read_documents(directory, "train"):
+        weight = float(weights.get(document["source"], 1.0))
+        digest = hashlib.blake2b(document["text"].encode(), digest_size=8, person=b"weight").digest()
+        copies = int(weight) + (int.from_bytes(digest, "little") / 2**64 < weight % 1)
+        copies_D.append(copies)
+        count = counts.setdefault(document["source"], {"weight": weight, "documents": 0, "weighted_documents": 0})
+        count["documents"] += 1
+        count["weighted_documents"] += copies
+    of_D = np.frombuffer(copies_D, np.uint8)
+    orders = [np.flatnonzero(of_D)]
+    for copy in range(1, int(of_D.max(initial=0))):
+        again = np.flatnonzero(of_D > copy)
+        orders.append(again[permute(np.arange(len(again)), len(again), copy)])
+    return np.concatenate(orders), dict(sorted(counts.items()))
 
 
 def position_ids(segment_ids_RT: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ class TextTokenizer:
         pipeline, roles = _read_folder(directory)
         pipeline.encode_special_tokens = True  # "[MASK]" in a document is text; the file cannot store this switch
         added = pipeline.get_added_tokens_decoder()
-        pieces_V = _pieces(pipeline)
+        pieces_V = entries(pipeline)
         special = {i for i, token in added.items() if token.special}
         special |= {i for i, piece in enumerate(pieces_V) if re.fullmatch(r"\[unused\d+\]", piece)}
         vocabulary = pipeline.get_vocab(with_added_tokens=True)
@@ -115,6 +115,11 @@ class TextTokenizer:
     def _encode_by_pretokens(encoding: Any) -> tuple[np.ndarray, np.ndarray]:
         words = np.array([-1] + encoding.word_ids, np.int32)
         return np.array(encoding.ids, np.int32), words[1:] != words[:-1]
+
+    def encode_with_places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of `encode` (int32), and at which character of `text` each token begins (int64)."""
+        encoding = self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
+        return np.array(encoding.ids, np.int32), np.array([begin for begin, _ in encoding.offsets], np.int64)
 
     def encode_with_masks(self, text: str) -> np.ndarray:
         """[CLS] text [SEP] as int32 ids in which a written [MASK] is the mask token, as transformers reads it."""
@@ -369,7 +374,7 @@ def _train_wordpiece(
         show_progress=False,
     )
     pipeline.train_from_iterator(lines, trainer, length=len(lines))
-    pieces = _pieces(pipeline)
+    pieces = entries(pipeline)
     if len(pieces) != tokenizer.vocab_size:
         wrong = _too_large if len(pieces) < tokenizer.vocab_size else _too_small
         raise wrong(tokenizer.vocab_size, len(pieces))
@@ -486,7 +491,7 @@ def _added(pipeline: Pipeline) -> set[str]:
     return {token.content for token in pipeline.get_added_tokens_decoder().values()}
 
 
-def _pieces(pipeline: Pipeline) -> list[str]:
+def entries(pipeline: Pipeline) -> list[str]:
     """Every entry by id; an id that no entry has (some published vocabularies have holes) is ""."""
     vocabulary = pipeline.get_vocab(with_added_tokens=True)
     pieces = [""] * (max(vocabulary.values()) + 1)
@@ -526,7 +531,7 @@ def _characters(layout: dict[str, Any], pieces_V: list[str], special: set[int], 
         prefix = model["continuing_subword_prefix"]
         counts = [len(p) - len(prefix) if p.startswith(prefix) else len(p) + 1 for p in pieces_V]
     elif '"ByteLevel"' in names:
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         counts = [sum(alphabet.get(c, 0) & 0xC0 != 0x80 for c in p) for p in pieces_V]
     else:
         counts = [len(p) for p in pieces_V]
@@ -540,7 +545,7 @@ def _characters(layout: dict[str, Any], pieces_V: list[str], special: set[int], 
     return counts_V
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Byte-level BPE's characters: printable Latin-1 stands for itself, the other bytes for U+0100 onwards (GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
