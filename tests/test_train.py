@@ -80,6 +80,7 @@ def test_a_killed_run_started_again_is_bit_for_bit_the_undisturbed_one(
     assert records(tmp_path / "run") == records(tiny_run)
 
 
+@pytest.mark.slow
 def test_rows_of_one_document_train_resume_bit_for_bit_and_read_every_token_once_an_epoch(
     tiny_corpus: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_resumed_run_refuses_another_recipe_and_names_the_fields(
         assert name in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_warmup_stable_decay_run_may_be_made_longer(tiny_corpus: config.Config, tmp_path: Path) -> None:
     settings = change(tiny_corpus, schedule={"name": "wsd", "warmup": 2, "decay": 0}, train={"log_every": 1})
     for steps in (5, 10):

@@ -18,7 +18,7 @@ from tests.models.encoders import SMALL
 from tests.models.test_encoders import padded, random_model, texts
 
 VOCAB = 150
-FORMS = pytest.mark.parametrize("form", ["convbert", "convbert_grouped"])
+FORMS = pytest.mark.parametrize("form", ["convbert", pytest.param("convbert_grouped", marks=pytest.mark.slow)])
 
 
 def native_model(form: str, **fields):

@@ -132,6 +132,7 @@ def test_the_export_of_imported_weights_is_verified_on_made_up_rows(source, tmp_
     assert "rows of random tokens" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_native_convbert_is_verified_row_by_row_and_its_card_warns(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ROWS", 3)  # each is a compile of its own
     convbert = make_source("convbert", tmp_path / "source")

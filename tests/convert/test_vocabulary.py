@@ -23,6 +23,7 @@ from jaxbert.convert.tokenizer import import_tokenizer
 from jaxbert.convert.vocabulary import Meaning
 from jaxbert.data.tokenizer import BYTES, SPECIAL, TextTokenizer, byte_alphabet, entries
 from tests.models.encoders import SMALL
+from tests.models.test_encoders import EVERY_OTHERS_SLOW
 
 COUNTS = ("shared", "composed", "fresh")
 TABLES = ("encoder/embeddings/word_VD", "head/bias_V", "head/output_VD")
@@ -238,9 +239,9 @@ def arrays(run: runs.Run) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in flatten(run.model).items()}
 
 
-@pytest.mark.parametrize("family", SMALL)
-def test_every_encoder_takes_a_vocabulary_and_keeps_the_rest(family, folders, tmp_path):
-    old = make_run(tmp_path / "old", named(family), folders[0])
+@EVERY_OTHERS_SLOW
+def test_every_encoder_takes_a_vocabulary_and_keeps_the_rest(name, folders, tmp_path):
+    old = make_run(tmp_path / "old", named(name), folders[0])
     found = command.replace_vocabulary(tmp_path / "old", tmp_path / "new", tokenizer=str(folders[1]), method="mean")
     new = runs.load_run(tmp_path / "new")
     assert found.tables == [name for name in arrays(old) if name in TABLES]
