@@ -42,7 +42,7 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus
-from jaxbert.data import across, clean, formats, masking, overlap, packing, readers, source, stages, trace
+from jaxbert.data import across, clean, masking, overlap, packing, readers, source, stages, trace
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
@@ -290,7 +290,7 @@ def make_documents(
     return {
         "sources": [{**s.record(), "documents": by_source[s.name]} for s in found],
         "documents": total.total(),
-        "fates": {fate: total[fate] for fate in dict.fromkeys((*clean.FATES, *formats.REASONS))},
+        "fates": {fate: total[fate] for fate in clean.FATES},
         "paragraphs": dict(sorted(paragraphs.items())),
         "changed": dict(sorted(changed.items())),
         "languages_rejected": dict(languages.most_common()),

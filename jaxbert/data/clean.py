@@ -22,6 +22,7 @@ from ftfy.chardata import LIGATURES, WIDTH_MAP
 
 from jaxbert.config import Clean, Corpus
 from jaxbert.data import personal, repetition
+from jaxbert.data.formats import REASONS
 from jaxbert.data.readers import Document, Unread
 from jaxbert.errors import BadInput
 
@@ -41,6 +42,7 @@ FATES = (
     "boilerplate",  # every line is in many documents
     "removed",  # named in corpus.remove; comes before every other fate
     "error",  # cleaning it raised
+    *(reason for reason in REASONS if reason not in ("too_long", "unreadable")),  # the other Unreads
 )
 
 
@@ -301,10 +303,6 @@ class Duplicates:
         self.mode = mode
         self.documents: set[bytes] = set()
         self.paragraphs: set[bytes] = set()
-
-    def apply(self, cleaned: Cleaned) -> Cleaned:
-        """`document`, then `paragraph`."""
-        return self.paragraph(self.document(cleaned))
 
     def document(self, cleaned: Cleaned) -> Cleaned:
         """The document, with the fate "duplicate" if it was there before; others than "kept" pass."""

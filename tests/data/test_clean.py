@@ -226,7 +226,7 @@ def test_codes_that_the_identifier_calls_otherwise_are_known():
 def cleaned_and_deduplicated(texts: list[str], mode: str) -> list[clean.Cleaned]:
     documents = [Document(t, f"a#{i}", "a") for i, t in enumerate(texts)]
     duplicates = clean.Duplicates(mode)
-    return [duplicates.apply(c) for c in clean.clean_block(documents, Corpus(clean=OFF))]
+    return [duplicates.paragraph(duplicates.document(c)) for c in clean.clean_block(documents, Corpus(clean=OFF))]
 
 
 def test_a_repeated_document_is_a_duplicate_even_with_other_white_space():
@@ -252,7 +252,8 @@ def test_fates_and_paragraphs_add_up_to_the_input():
     corpus = Corpus(language="gl", clean=Clean())
     duplicates = clean.Duplicates("paragraph")
     cleaned = [
-        duplicates.apply(c) for c in clean.clean_block([Document(t, str(i), "a") for i, t in enumerate(texts)], corpus)
+        duplicates.paragraph(duplicates.document(c))
+        for c in clean.clean_block([Document(t, str(i), "a") for i, t in enumerate(texts)], corpus)
     ]
     fates = Counter(c.fate for c in cleaned)
     assert fates == {"kept": 2, "empty": 2, "language": 1, "duplicate": 1, "no_paragraph_left": 1}
