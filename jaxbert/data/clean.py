@@ -1,7 +1,6 @@
 """Cleaning: repair, control characters, personal data, paragraphs, language, duplicates; every outcome is counted.
 
-`clean_block` is pure and runs in worker processes; what depends on other documents or on lists (`Removal`,
-`Duplicates`, across.py) is applied after it, in input order, so the result does not depend on the number of workers.
+`clean_block` is pure; what judges a document by lists is `Removal`, what needs all documents is across.py.
 """
 
 import collections
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import ftfy
-import numpy as np
 import xxhash
 from ftfy.badness import is_bad
 from ftfy.chardata import LIGATURES, WIDTH_MAP
@@ -63,7 +61,6 @@ class Cleaned:
     # "repaired_lines", "control_characters" (NUL among them), "nul_bytes", "masked_emails", "masked_phones",
     # "masked_identity_numbers" → how many
     overlaps: dict[str, int] = dataclasses.field(default_factory=dict)  # benchmark → runs of words that it has, too
-    signature: tuple[np.ndarray, np.ndarray] | None = None  # of a kept document, of near.py
 
 
 def check(corpus: Corpus) -> None:
@@ -128,7 +125,7 @@ def _clean(original: str, corpus: Corpus) -> Cleaned:
     result.paragraphs = +result.paragraphs
     if kept:
         result.text = "\n".join(kept)
-        result.own_hash = _hash(result.text)
+        result.own_hash = digest(result.text).hex()
         if steps.repetition.filter and (reason := repetition.reason(result.text, steps.repetition)):
             return rejected(result, "repetition", reason, "repetition")
     elif lost["language"] > lost.total() / 2:
@@ -287,49 +284,9 @@ def _runs(indices: list[int], lengths: list[int]) -> list[list[int]]:
 # --- duplicates ---
 
 
-def _hash(text: str) -> str:
-    """xxh3_128 (hex) with white space collapsed, so that texts that differ in it alone are equal."""
-    return xxhash.xxh3_128_hexdigest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
-
-
-class Duplicates:
-    """Exact duplicates, the first in input order stays: of documents and, in mode "paragraph", of paragraphs.
-
-    Documents are compared by `Cleaned.own_hash`. Memory: about 100 bytes a distinct document or paragraph.
-    """
-
-    def __init__(self, mode: str):
-        """`mode` is `corpus.clean.duplicates`: "off", "document" or "paragraph"."""
-        self.mode = mode
-        self.documents: set[bytes] = set()
-        self.paragraphs: set[bytes] = set()
-
-    def document(self, cleaned: Cleaned) -> Cleaned:
-        """The document, with the fate "duplicate" if it was there before; others than "kept" pass."""
-        if self.mode == "off" or cleaned.fate != "kept":
-            return cleaned
-        whole = bytes.fromhex(cleaned.own_hash)
-        if whole in self.documents:
-            return rejected(cleaned, "duplicate", "of a document", "duplicate")
-        self.documents.add(whole)
-        return cleaned
-
-    def paragraph(self, cleaned: Cleaned) -> Cleaned:
-        """The document without paragraphs that were there before, or with the fate "duplicate" if none is left."""
-        if self.mode != "paragraph" or cleaned.fate != "kept":
-            return cleaned
-        paragraphs, kept = cleaned.text.split("\n"), []
-        for paragraph in paragraphs:
-            key = bytes.fromhex(_hash(paragraph))
-            if key not in self.paragraphs:
-                self.paragraphs.add(key)
-                kept.append(paragraph)
-        counts = collections.Counter(cleaned.paragraphs)
-        counts["duplicate"] = len(paragraphs) - len(kept)
-        counts["kept"] = len(kept)
-        if not kept:
-            return dataclasses.replace(cleaned, fate="duplicate", detail="of paragraphs", paragraphs=+counts)
-        return dataclasses.replace(cleaned, text="\n".join(kept), paragraphs=+counts)
+def digest(text: str) -> bytes:
+    """xxh3_128 with white space collapsed, so that texts that differ in it alone are equal."""
+    return xxhash.xxh3_128_digest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
 
 
 def rejected(cleaned: Cleaned, fate: str, detail: str, outcome: str) -> Cleaned:
