@@ -141,11 +141,25 @@ def _picture(draw: Callable[[_Pen], float], width: float, dots: int) -> bytes:
         axes.axis("off")
         figure.set_dpi(dots)
         canvas.draw()
-        drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        drawn = np.array(canvas.buffer_rgba()).view("<u4")[..., 0] & 0xFFFFFF  # (height, width): blue, green, red
+    # A byte a pixel: a quarter of the file. Pillow's own `quantize` would turn white into nearly white.
+    palette = _palette()
+    colors, where = np.unique(drawn, return_inverse=True)
+    colors_rgb = colors[:, None] >> np.array([0, 8, 16], np.uint32) & 0xFF
+    apart = np.square(colors_rgb[:, None].astype(np.int32) - palette[None].astype(np.int32)).sum(axis=2)
+    image = Image.fromarray(apart.argmin(axis=1).astype(np.uint8)[where.reshape(drawn.shape)])
+    image.putpalette(palette.tobytes())
     content = io.BytesIO()
-    # Four colours, and what lies between them at the edges of letters: a third of the bytes of one with all colours.
-    drawn.quantize(64, dither=Image.Dither.NONE).save(content, "png", optimize=True, dpi=(dots, dots))
+    image.save(content, "png", optimize=True, dpi=(dots, dots))
     return content.getvalue()
+
+
+def _palette() -> np.ndarray:
+    """Our colours and what lies between them at the edges of letters and bars, uint8 (at most 256, 3)."""
+    shades = [[*bytes.fromhex(color[1:])] for color in (INK, SOFT, *COLORS.values(), TINT)]
+    on = [[*bytes.fromhex(color[1:])] for color in (PAPER, TINT)]
+    blends = [np.linspace(ground, shade, 18)[1:] for shade in shades for ground in on]
+    return np.vstack([on[0], *blends]).round().astype(np.uint8)
 
 
 def _draw(pen: _Pen, chart: Chart, left: float, right: float, y: float, remarks: bool) -> float:

@@ -16,7 +16,8 @@ Universal Dependencies 2.3, in which punctuation marks are words: from the count
 "Exploring BERT's Vocabulary" (2019), juditacs/snippets, deep_learning/bert_vocab_stats/bert_tokenizer_stats.tsv, all
 treebanks of a language together.
 
-Not found printed for one language: HerBERT, KB-BERT, Bertinho, BERTimbau, BERTje, NorBERT, Czert, BERTurk.
+Looked for without finding one printed: HerBERT, Bertinho, BERTimbau, BERTje, BERTurk. The README has KB-BERT, NB-BERT
+and NorBERT as means over five languages only.
 """
 
 import dataclasses

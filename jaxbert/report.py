@@ -202,7 +202,7 @@ def _chart_of_fertility(corpus: dict[str, Any], measured: Measured) -> Chart:
     total, counts = measured.total, {_last(s["name"]): measured.sources[s["name"]] for s in corpus["sources"]}
     others = [p for p in published.published(_language(corpus)) if not p.marks_are_words]
     rows = []  # class, label, remark, ratio, ratio as text
-    for name, count in (("all sources", total), *counts.items()):
+    for name, count in (("all sources", total), *(counts.items() if len(counts) > 1 else ())):
         if count["words"]:
             ratio = count["tokens"] / count["words"]
             rows.append(("a", name, "", ratio, f"{ratio:.3f}"))

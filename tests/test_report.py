@@ -1,6 +1,7 @@
-"""The report: its numbers, that any text is safe in it, that it needs nothing else and can lose nothing; its pictures."""
+"""The report: its numbers, its pictures, that any text is safe in it, that it needs nothing else and loses nothing."""
 
 import dataclasses
+import io
 import json
 import random
 import re
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -267,11 +269,26 @@ def test_a_users_own_settings_of_matplotlib_change_no_picture():
         assert charts.png(chart, "about") == expected
 
 
-@pytest.mark.parametrize("label", ["$x_1$ of $", "a" * 500, "\u6f22\u5b57", "", "tab\there", "$\\frac{"])
-def test_any_label_can_be_drawn_and_makes_no_picture_wider(label, tmp_path, recwarn):
+@pytest.mark.parametrize("label", ["$x_1$ of $", "a" * 500, "\u6f22\u5b57", "", "tab\there", "$\\frac{$"])
+def test_any_label_can_be_drawn_without_a_warning(label, tmp_path, recwarn):
     chart = charts.counted(label, [(label, label, 1)], label)
     (tmp_path / "a.png").write_bytes(charts.png(chart, label, dots=50))
     assert size_of(tmp_path / "a.png")[0] == 400 and not recwarn.list
+
+
+def test_a_picture_has_the_colours_of_the_page_on_white():
+    chart = charts.Chart("t", (charts.Bar("b", tuple((part, 0.2) for part in charts.COLORS), "1"),))
+    with Image.open(io.BytesIO(charts.png(chart, "about", dots=50))) as image:
+        found = Counter(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+    assert found.most_common(1)[0][0] == (255, 255, 255)
+    for color in (*charts.COLORS.values(), charts.TINT):
+        assert found[tuple(bytes.fromhex(color[1:]))] > 50
+        assert color in webpage.STYLE or color == charts.TINT
+
+
+def test_long_labels_lose_their_middle_and_fit():
+    assert charts._clipped("a" * 20, 20) == "a" * 20
+    assert charts._clipped("begins" + "x" * 500 + "ends", 12) == "begin…xends"
 
 
 def test_a_picture_shows_so_many_bars_and_says_how_many_more_there_are(monkeypatch):
