@@ -170,6 +170,8 @@ def read_documents(directory: Path, split: str, numbers: Sequence[int] | None = 
 
     first = 0  # number of the file's first document
     for path in sorted((Path(directory) / "documents").glob(f"{split}-*.array_record")):
+        if numbers is not None and (not len(numbers) or numbers[-1] < first):
+            return
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
         count = reader.num_records()
         wanted = range(count) if numbers is None else [n - first for n in numbers if first <= n < first + count]
