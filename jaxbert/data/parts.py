@@ -25,7 +25,7 @@ import zstandard
 from jaxbert.config import Corpus
 from jaxbert.data import clean, groups, near, overlap, readers, stages
 from jaxbert.data.clean import Cleaned
-from jaxbert.data.readers import Document, Unread
+from jaxbert.data.files import Document, Unparsed, Unread
 
 CHARACTERS = 1 << 20  # of a work out of a large file, nearly
 SMALL = 4 << 20  # bytes of files that are one work together
@@ -38,7 +38,7 @@ class Work:
 
     name: str  # sorts like the input
     source: readers.Source  # whose `files` are those of this work
-    documents: list[Document | Unread] | None  # of a large file, read already; None: to be read from `files`
+    documents: Sequence[Document | Unread | Unparsed] | None  # of a large file; None: to be read from `files`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def works(piece: tuple[int, readers.Source], corpus: Corpus) -> Iterator[Work]:
     if sum(map(_bytes, source.files)) <= SMALL:
         yield Work(f"{number:08d}", source, None)
         return
-    for i, block in enumerate(stages.blocks(readers.read(source, corpus), CHARACTERS)):
+    for i, block in enumerate(stages.blocks(readers.read_unparsed(source, corpus), CHARACTERS)):
         yield Work(f"{number:08d}-{i:08d}", dataclasses.replace(source, files=source.files if i == 0 else ()), block)
 
 
@@ -103,7 +103,7 @@ def make(work: Work, folder: Path, corpus: Corpus, keep_texts: bool) -> Part:
     is stored, too. Raises BadInput as `readers.read` does. Memory: a block of documents, and 200 bytes a line.
     """
     own = work.source.settings(corpus)
-    stream = readers.read(work.source, corpus) if work.documents is None else work.documents
+    stream = readers.read(work.source, corpus) if work.documents is None else map(readers.parsed, work.documents)
     removal = _removal(corpus)
     removal.matched = dict.fromkeys(removal.matched, 0)
     documents = 0

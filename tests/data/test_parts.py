@@ -6,7 +6,7 @@ import gzip
 import pytest
 
 from jaxbert.config import Clean, Corpus
-from jaxbert.data import clean, documents, engines, parts, readers, source
+from jaxbert.data import clean, documents, engines, parts, readers, source, wiki
 from tests.pseudo_galician import documents as made_up
 
 OFF = Clean(repair=False, control_characters=False, min_words=0, min_letters=0.0, identify_language=False)
@@ -93,3 +93,28 @@ def test_lines_of_a_removal_list_that_named_something_are_counted_in_the_part(co
         assert part.removed == {f"{tmp_path}/a.txt": 5, f"{tmp_path}/b.txt#3": 1}
     fates = [c.fate for _, c in parts.read(tmp_path, part)]
     assert fates.count("removed") == 6 and set(fates) <= set(clean.FATES)
+
+
+def test_pages_of_a_large_dump_are_parsed_where_they_are_cleaned(tmp_path, monkeypatch):
+    texts = made_up(12)
+    pages = "".join(
+        f"<page><title>P{i}</title><ns>0</ns><revision><model>wikitext</model><text>'''{text}'''</text></revision></page>"
+        for i, text in enumerate(texts)
+    )
+    (tmp_path / "a.xml").write_text(f"<mediawiki><siteinfo/>{pages}</mediawiki>")
+    corpus = Corpus(input=(str(tmp_path / "a.xml"),), clean=OFF, language="gl")
+    [small] = works_of(corpus)
+    monkeypatch.setattr(parts, "SMALL", 1)
+    monkeypatch.setattr(parts, "CHARACTERS", 1000)
+    large = works_of(corpus)
+    with monkeypatch.context() as patch:
+        patch.setattr(wiki, "article", None)  # reading does not need it
+        assert len(list(works_of(corpus))) == len(large) > 1
+    for works, folder in (([small], tmp_path / "one"), (large, tmp_path / "several")):
+        folder.mkdir()
+        made = [parts.make(work, folder, corpus, keep_texts=True) for work in works]
+        found = [pair for part in made for pair in parts.read(folder, part)]
+        assert [(d.id.rpartition("#")[2], d.meta["title"]) for d, _ in found] == [
+            (f"{i + 1}", f"P{i}") for i in range(12)
+        ]
+        assert [d.text for d, _ in found] == texts
