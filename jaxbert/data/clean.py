@@ -197,7 +197,7 @@ def letters_share(text: str) -> float:
     visible = "".join(text.split())
     letters = sum(map(str.isalpha, visible))
     if letters < len(visible) and not visible.isascii():
-        letters += sum(unicodedata.category(c)[0] == "M" for c in visible)
+        letters += sum(visible.count(c) for c in set(visible) if unicodedata.category(c)[0] == "M")
     return letters / max(1, len(visible))
 
 
