@@ -3,8 +3,9 @@
 Text is the kept documents of a prepared corpus (`--corpus`, by default the demo's: run `make demo` before), again and
 again with every third word replaced by one drawn from the corpus, until there are `--gigabytes` of it, in JSON lines.
 So nearly every document and line is another one, which is the worst case for what compares them. It is prepared with
-two processes, near duplicates and boilerplate lines on. Memory is the sum over all processes of their proportional set
-size (pages that processes share are counted once), read twice a second from /proc: Linux only.
+two processes, near duplicates and boilerplate lines on, and without identifying languages, which takes most of the
+time and a few megabytes. Memory is the sum over all processes of their proportional set size (pages that processes
+share are counted once), read twice a second from /proc: Linux only.
 """
 
 import argparse
@@ -25,7 +26,7 @@ RECIPE = """
 from jaxbert.config import *
 
 def get_config():
-    clean = Clean(near_duplicates=0.8, boilerplate=1000, language_threshold=0.15)
+    clean = Clean(near_duplicates=0.8, boilerplate=1000, identify_language=False)
     return Config(
         corpus=Corpus(input=("{text}",), language="{language}", directory="{corpus}", clean=clean),
         tokenizer=Tokenizer(vocab_size=8192), train=Train(steps=1),
