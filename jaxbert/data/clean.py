@@ -206,6 +206,7 @@ def letters_share(text: str) -> float:
 PARAGRAPH_CHARACTERS = 400  # of a paragraph that the identifier sees; at 80, its default, it errs ten times as often
 CONTEXT_CHARACTERS = 1000  # of neighbours that are judged together
 POSSIBLE = 0.01  # a paragraph that is an accepted language with less than this is judged without its neighbours
+CERTAIN = 0.5  # paragraphs that are all an accepted language with at least this need no context
 FLOOR = 0.003  # what the context leaves to a language that it rules out
 _ALIASES = {"nb": "no", "fil": "tl", "iw": "he", "in": "id"}  # codes in use → the identifier's
 
@@ -227,10 +228,19 @@ def _identifier() -> Any:
     return fasttext.load_model(str(Path(spec.origin).parent / "resources" / "lid.176.ftz"))
 
 
-def _probabilities(text: str) -> dict[str, float]:
-    # Capitals mislead the identifier; it was trained on sentences.
+def _predict(text: str) -> dict[str, float]:
+    """The five most probable languages."""
+    # Capitals mislead the identifier; it was trained on sentences. (Its `predict` of a list is broken.)
     labels, values = _identifier().predict(text.lower() if text.isupper() else text, k=5)
     return {label.removeprefix("__label__"): float(p) for label, p in zip(labels, values, strict=True)}
+
+
+_predict_short = functools.lru_cache(maxsize=50_000)(_predict)  # short paragraphs repeat; about 30 MB
+SHORT = 100  # characters
+
+
+def _probabilities(text: str) -> dict[str, float]:
+    return _predict_short(text) if len(text) <= SHORT else _predict(text)
 
 
 def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> list[str]:
@@ -240,8 +250,9 @@ def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> lis
     or Portuguese. So a paragraph's probabilities are multiplied by those of its surroundings, which are the next
     paragraphs that may be in an accepted language at all, joined up to CONTEXT_CHARACTERS, and normalised again. An
     English paragraph between Galician ones stays English (it is Galician with next to no probability), a short Galician
-    one is no longer Spanish. A paragraph with no such neighbours is judged by itself. A paragraph that is most probably
-    in an accepted language, but under the threshold, was taken for "unsure".
+    one is no longer Spanish. A paragraph with no such neighbours is judged by itself, and so are those of surroundings
+    where none is doubtful. A paragraph that is most probably in an accepted language, but under the threshold, was
+    taken for "unsure".
     """
     own = [_probabilities(p[:PARAGRAPH_CHARACTERS].replace("\n", " ")) for p in paragraphs]
 
@@ -250,7 +261,7 @@ def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> lis
 
     possible = [i for i, p in enumerate(own) if share(p) >= POSSIBLE]
     for run in _runs(possible, [len(p) for p in paragraphs]):
-        if len(run) == 1:
+        if len(run) == 1 or min(share(own[i]) for i in run) >= max(threshold, CERTAIN):
             continue
         joined = " ".join(paragraphs[i][:PARAGRAPH_CHARACTERS] for i in run)
         context = _probabilities(joined[: 2 * CONTEXT_CHARACTERS].replace("\n", " "))

@@ -46,7 +46,7 @@ def make_documents(
     rejected text was taken for, documents and characters a split, a fingerprint of all that was written. With
     `rejected`, a folder, the other documents go there. Raises BadInput where a split would be empty.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="parts-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="parts-", ignore_cleanup_errors=True) as temporary:
         place = Path(temporary).absolute()  # a cluster's machines have another working directory
         made = _make_parts(place, corpus, found, engine, keep_texts=rejected is not None)
         decided = across.decide(made, place, corpus)

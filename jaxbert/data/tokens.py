@@ -48,7 +48,7 @@ def make_tokens(directory: Path, folder: Path, split: str, engine: Engine, docum
     pieces = [(first, min(first + size, documents)) for first in range(0, documents, size)]
     written = done = 0
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix="pieces-") as temporary,
+        tempfile.TemporaryDirectory(dir=folder, prefix="pieces-", ignore_cleanup_errors=True) as temporary,
         open(folder / "tokens.bin", "wb") as token_file,
         open(folder / "offsets.bin", "wb") as offset_file,
         stages.Progress(f"{split} tokens", documents, "documents") as progress,
