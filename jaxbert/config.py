@@ -1,7 +1,7 @@
 """Recipes: frozen dataclasses, Python files that return one, and command-line overrides of any field.
 
 A recipe file defines `get_config()` (or `get_config(variant)`) and returns a `Config`. Any field is overridden with
-`--config.section.field=value` (flags.py); a list is given by repeating the flag. Fields left at None are filled late, by
+`--config.section.field=value` (flags.py), a list by repeating the flag. Fields left at None are filled late, by
 `resolve`, so that `--config.model.name=bert_base` takes all of base's sizes and not the recipe's old ones.
 """
 
@@ -480,7 +480,7 @@ def _check_phases(train: Train) -> None:
     for i, phase in enumerate(train.phases):
         where, last = f"train.phases[{i}]", i == len(train.phases) - 1
         if (phase.until == 1) != last:
-            raise BadInput(f"{where}.until: {phase.until}; the last phase's is 1, the end of the run, and no other's is")
+            raise BadInput(f"{where}.until: {phase.until}; the last phase has 1, the end of the run, and no other has")
         # Steps and shares can only be put in order when the length of the run is known (phases.py).
         if not 0 < phase.until < 2**31 or (phase.until > 1 and phase.until % 1):
             raise BadInput(f"{where}.until: {phase.until}; give a share of the run between 0 and 1, or whole steps")
@@ -491,7 +491,9 @@ def _check_phases(train: Train) -> None:
             if not low <= value <= 2**24:
                 raise BadInput(f"{where}.{name}: {value} is outside {low} to {2**24}")
         if phase.batch_size % train.accumulate:
-            raise BadInput(f"train.accumulate: {train.accumulate} does not divide {where}.batch_size {phase.batch_size}")
+            raise BadInput(
+                f"train.accumulate: {train.accumulate} does not divide {where}.batch_size {phase.batch_size}"
+            )
         for j, given in enumerate(phase.weights):
             if not 0 <= given.weight <= MOST_WEIGHT:
                 raise BadInput(f"{where}.weights[{j}].weight: {given.weight} is outside 0 to {MOST_WEIGHT}")
