@@ -15,8 +15,8 @@ What people change first:
 
 Several sources, with weights and cleaning of their own, are given in a copy of this file (jaxbert.config.Source):
     corpus=Corpus(language="pl", sources=(Source(("web/*.parquet",)), Source(("law/*.txt",), name="law", weight=2.0)))
-General text first, then the domain in longer rows, are phases of one run (jaxbert.config.Phase): shorter rows are faster
-to learn from, and most text of a corpus is not what the encoder will read. Weights name sources as corpus.json does:
+General text in short rows first, then the domain in longer ones, are phases of one run (jaxbert.config.Phase). Weights
+name sources as corpus.json does:
     train=Train(batch_size=128, epochs=10, phases=(
         Phase(until=0.8), Phase(row_length=512, weights=(Weight("law", 8.0), Weight("web/*.parquet", 0.5)))))
 A batch keeps its number of positions unless the phase has a batch_size, the model needs max_positions for the longest,
