@@ -8,6 +8,11 @@ The first four fifths read rows_128 as the corpus is, 32 rows a step; the rest r
 which each document of two statistics packages is four times (rows_512-<hash of the weights>). Both are made from the
 same tokens, so nothing is prepared twice. wsd, because its rate before the decay does not depend on the length: such a
 run may be prolonged with --config.train.phases.0.until=1280 --config.train.steps=MORE.
+
+1,600 steps on two cores that others shared took 4 min 49 s. Held-out loss 3.524 nats (accuracy 0.401), while the same
+without phases, configs/demo_gl.py with --config.schedule.name=wsd --config.schedule.warmup=0.1
+--config.schedule.decay=0.2, gives 3.442 (0.408): the held-out pieces have 128 tokens and come from all sources, so this
+score does not see what the second phase is for. The recipe shows how, not that it pays here.
 """
 
 import dataclasses

@@ -80,7 +80,7 @@ class Source:
 
     input: tuple[str, ...] = ()  # as `Corpus.input`
     name: str = ""  # in corpus.json and in documents; empty: the entries of `input`
-    weight: float = 1.0  # how often rows hold each training document; validation is never weighted
+    weight: float = 1.0  # how often rows hold each training document (but see Phase); validation is never weighted
     clean: Clean | None = None
     licence: str | None = None
     attribution: str | None = None

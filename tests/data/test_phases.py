@@ -157,11 +157,9 @@ def test_tokens_and_epochs_count_what_all_phases_read(place, length, of_step, un
     assert plan.stretches[0].end == (4 if until == 4 else round(0.6 * plan.steps))
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("hosts", [2, 8])
 def test_hosts_that_make_their_own_rows_of_a_batch_make_the_batch(place, hosts):
     settings = recipe(place, TWO[0], dataclasses.replace(TWO[1], batch_size=8))
-    tokenizer = source.Rows(place / "corpus/rows_64").tokenizer  # any: the objective reads three numbers of one
-    assert tokenizer
     objective = MaskedLanguageModelling(settings, vocab_size=400, mask_id=4, special_ids=frozenset(range(5)))
     plan = plan_of(settings)
     for step in (0, 11, 12, 19):
@@ -204,7 +202,9 @@ def test_a_phases_weights_take_the_place_of_the_sources_own_and_of_no_other(plac
 
 
 def test_weights_that_the_corpus_has_anyway_need_no_rows_of_their_own(place):
-    (feed,) = phases.open_feeds(recipe(place, Phase(weights=(Weight("law", 2.0),))))
+    (feed,) = phases.open_feeds(
+        recipe(place, Phase(weights=(Weight("law", 2.0), Weight(str(place / "general.txt"), 1.0))))
+    )
     assert feed.folder.name == "rows_64"
 
 
@@ -276,7 +276,6 @@ def test_a_phase_is_told_by_every_record_and_no_record_is_of_two_phases(whole):
 def test_tokens_a_step_and_utilisation_are_those_of_the_phase(place, tmp_path):
     given = Phase(until=7), Phase(row_length=96)
     train.train(recipe(place, *given), tmp_path / "run")
-    plan = plan_of(recipe(place, *given))
     assert [r["step"] for r in records(tmp_path / "run", "train")] == [3, 6, 7, 9, 12, 15, 18, 20]
     objective = MaskedLanguageModelling(recipe(place), vocab_size=400, mask_id=4, special_ids=frozenset(range(5)))
     flops, done, tokens = {0: objective.step_flops(8, 64), 1: objective.step_flops(5, 96)}, 0, 0
@@ -288,7 +287,7 @@ def test_tokens_a_step_and_utilisation_are_those_of_the_phase(place, tmp_path):
             seconds = read_now / r["tokens_per_second"]
             shares.append(r["flops_utilization"] * seconds / steps / flops[r["phase"]])
             done, tokens = r["step"], r["tokens"]
-    assert np.allclose(shares, shares[0], rtol=1e-6) and len(plan.stretches) == 2
+    np.testing.assert_allclose(shares, shares[0], rtol=1e-6)  # 1 over what the devices do in a second
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(12, marks=pytest.mark.slow), 14])
@@ -490,6 +489,11 @@ def test_a_field_of_a_phase_is_a_flag_and_the_list_is_not(tmp_path):
 def test_bounds_that_leave_a_phase_without_steps_are_refused(place, given, says):
     with pytest.raises(BadInput, match=says):
         plan_of(recipe(place, *given))
+
+
+def test_a_run_whose_tokens_end_before_a_bound_is_refused_with_its_steps(place):
+    with pytest.raises(BadInput, match=r"phases\[0\]\.until: 9, so this phase has the steps 0 to 9 of the run's 2;"):
+        plan_of(recipe(place, Phase(until=9), Phase(), steps=None, tokens=600))
 
 
 @pytest.mark.parametrize(
