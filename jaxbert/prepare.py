@@ -3,14 +3,14 @@
     python -m jaxbert.prepare --config=FILE [--config.x.y=…] [--workers=N] [--keep-rejected]
     python -m jaxbert.prepare --config=FILE --runner=beam -- --runner=FlinkRunner …      # behind --, Beam's own options
     python -m jaxbert.prepare --config=FILE --sample=1000 --show=20      # look first: writes nothing
-    python -m jaxbert.prepare --config=FILE --trace=ROW                  # what is in a row: writes nothing
+    python -m jaxbert.prepare --config=FILE --trace=[FOLDER:]ROW         # what is in a row: writes nothing
 
 The corpus directory (`corpus.directory`):
     documents/{train,validation}-00000.array_record   JSON a record: text, id, source, meta
     rejected/rejected.jsonl                           with --keep-rejected: the same, and fate, detail
     tokenizer/                                        tokenizer.json and what belongs to it
     tokens/{train,validation}/                        data/packing.py says what is in these
-    rows_<T>/ or single_<T>/  validation/
+    rows_<T>/ or single_<T>/  validation/             rows_<T>-<hash>/: of the weights of a phase (train.phases)
     stages/<folder>.json                              what each folder was made from, and what was counted
     corpus.json                                       all of it in one place, for people, train and the model card
     report.html                                       the same as a page with examples (report.py)
@@ -43,8 +43,8 @@ import numpy as np
 
 from jaxbert import config as recipes
 from jaxbert import errors
-from jaxbert.config import Config, Corpus
-from jaxbert.data import across, clean, engines, masking, overlap, packing, readers, source, stages, trace
+from jaxbert.config import Config, Corpus, Weight
+from jaxbert.data import across, clean, engines, masking, mixture, overlap, packing, readers, source, stages, trace
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.documents import SPLITS, judge_sample, make_documents, shares
 from jaxbert.data.engines import Engine
@@ -67,8 +67,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--keep-rejected", action="store_true", help="also write rejected documents, with the reason")
     parser.add_argument("--sample", type=int, help="only look at so many documents; writes nothing")
     parser.add_argument("--show", type=int, default=20, help="with --sample: print so many of them")
-    parser.add_argument("--trace", metavar="ROW", help="print which documents and text a training row is made of; "
-                        "validation:N for a held-out piece; numbers count from 0; writes nothing")  # fmt: skip
+    parser.add_argument("--trace", metavar="[FOLDER:]ROW", help="print which documents and text a training row is made "
+                        "of, such as 17 or rows_512:17; validation:N for a held-out piece; numbers count from 0; "
+                        "writes nothing")  # fmt: skip
     parser.add_argument("--runner", choices=("local", "beam"), default="local", help="where the work is done: "
                         "processes here, or Apache Beam, whose own options follow a --")  # fmt: skip
     ours, of_beam = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
@@ -78,8 +79,7 @@ def main(argv: list[str]) -> None:
     if workers < 0:
         raise BadInput(f"--workers: {workers}; give 1 or more, or 0 for one a core")
     if flags.trace is not None:
-        rows = rows_name(config.data.row_length, bool(config.data.pack))
-        trace.show(Path(config.corpus.directory), rows, flags.trace)
+        trace.show(Path(config.corpus.directory), *place_of(config, flags.trace))
         return
     check_recipe(config)
     if flags.sample is not None:
@@ -91,12 +91,13 @@ def main(argv: list[str]) -> None:
 
 def check_recipe(config: Config) -> None:
     """What can be known to be wrong before anything expensive. Raises BadInput."""
-    row_length, piece_length = config.data.row_length, config.evaluation.piece_length
-    positions = config.model.longest_row
-    for name, value in (("data.row_length", row_length), ("evaluation.piece_length", piece_length)):
+    piece_length, positions = config.evaluation.piece_length, config.model.longest_row
+    lengths = [(field, phase.row_length) for field, phase in recipes.phases(config)]
+    for name, value in (*lengths, ("evaluation.piece_length", piece_length)):
         if positions is not None and value > positions:
             raise BadInput(f"{name}: {value}, but {config.model.name} has {positions} positions; give no more")
-    _check_row_length(row_length, piece_length)
+    for field, row_length in lengths:
+        _check_row_length(row_length, piece_length, field)
     if not config.corpus.language and Path(config.corpus.directory) == Path("data"):
         raise BadInput("corpus.language: empty; give the ISO 639-1 code of the text, such as sv")
     for corpus in (config.corpus, *(own.applied(config.corpus) for own in config.corpus.sources if own.clean)):
@@ -105,10 +106,10 @@ def check_recipe(config: Config) -> None:
     overlap.check(config.corpus)
 
 
-def _check_row_length(row_length: int, piece_length: int) -> None:
+def _check_row_length(row_length: int, piece_length: int, field: str) -> None:
     if row_length < piece_length:
         raise BadInput(
-            f"data.row_length: {row_length} is shorter than the held-out pieces, evaluation.piece_length "
+            f"{field}: {row_length} is shorter than the held-out pieces, evaluation.piece_length "
             f"{piece_length}: their context would not fit; give {piece_length} or more, or prepare with shorter pieces"
         )
 
@@ -124,10 +125,12 @@ def prepare(config: Config, *, engine: Engine | None = None, keep_rejected: bool
         with stages.locked(directory, wait_for_it=False):
             stages.sweep(directory)
             documents = _documents_stage(directory, config, engine, keep_rejected)
+            weights = mixture.usual(config.corpus, documents["sources"])
+            rows = _rows_of_phases(config, documents["sources"], weights)
             _tokenizer_stage(directory, config, documents["fingerprint"])
             tokens = _tokens_stage(directory, engine, documents)
-            weights = _weights(config.corpus, documents)
-            _rows_stage(directory, config.data.row_length, config.data.pack, tokens, weights)
+            for name, row_length, own in rows:
+                _rows_stage(directory, name, row_length, tokens, own)
             _validation_stage(directory, config, tokens)
             corpus = _write_corpus_json(directory, weights)
             write_report(directory)
@@ -145,40 +148,75 @@ def load_corpus(directory: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def ensure_rows(directory: str | Path, row_length: int, pack: bool = True) -> Path:
+def ensure_rows(
+    directory: str | Path,
+    row_length: int,
+    pack: bool = True,
+    weights: Iterable[Weight] = (),
+    field: str = "data.row_length",
+) -> Path:
     """The folder of a prepared corpus's rows of `row_length` tokens; made now if missing, which is said.
 
     `pack`: several documents share a row (`rows_<T>`), else each piece has its own (`single_<T>`). Sources have the
-    weights that the corpus was last prepared with. Safe from several processes at once. Raises BadInput for a corpus
-    that is not prepared, rows or tokens of another tokenizer, rows of other weights, rows shorter than the held-out
+    weights that the corpus was last prepared with, but for `weights`, of a phase of a run. `field`: of the recipe,
+    which asks for this. Safe from several processes at once. Raises BadInput for a corpus that is not prepared, rows or
+    tokens of another tokenizer, rows of other weights, weights of an unknown source, rows shorter than the held-out
     pieces, a disk that cannot be written.
     """
     directory = Path(directory)
     corpus = load_corpus(directory)
-    weights = corpus.get("weights", {})
-    _check_row_length(row_length, corpus["validation"]["row_length"])
+    usual = corpus.get("weights", {})
+    _check_row_length(row_length, corpus["validation"]["row_length"], field)
+    name, wanted = mixture.rows_of(corpus["sources"], usual, row_length, pack, weights, field)
     fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
     tokens = stages.read_record(directory, "tokens")["report"]
     _check_same_tokenizer(directory, "tokens", tokens["tokenizer"], fingerprint)
-    folder = directory / rows_name(row_length, pack)
+    folder = directory / name
     if not folder.is_dir():
-        stages.say(f"rows of {row_length} tokens are not in {directory}: making them ({folder.name})")
+        stages.say(f"rows of {row_length} tokens are not in {directory}: making them ({name})")
         with stages.disk_trouble_is_bad_input(directory), stages.locked(directory, wait_for_it=True):
-            _rows_stage(directory, row_length, pack, tokens, weights)
-            _write_corpus_json(directory, weights)
-    _check_same_tokenizer(directory, folder.name, source.Feed(folder, 1, 0).tokenizer, fingerprint)
-    made_with = stages.read_record(directory, folder.name)["recipe"].get(WEIGHTS, {})
-    if made_with != weights:
+            _rows_stage(directory, name, row_length, tokens, wanted)
+            _write_corpus_json(directory, usual)
+    _check_same_tokenizer(directory, name, source.Feed(folder, 1, 0).tokenizer, fingerprint)
+    made_with = stages.read_record(directory, name)["recipe"].get(WEIGHTS, {})
+    if made_with != wanted:
         raise BadInput(
-            f"{WEIGHTS}: {folder} was made with {made_with}, but {directory} was prepared with {weights} since; "
+            f"{WEIGHTS}: {folder} was made with {made_with}, but {directory} was prepared with {wanted} since; "
             "delete that folder, it is made again"
         )
     return folder
 
 
-def rows_name(row_length: int, pack: bool) -> str:
-    """The folder of rows in a corpus directory."""
-    return f"{'rows' if pack else 'single'}_{row_length}"
+def place_of(config: Config, place: str) -> tuple[str, str]:
+    """(folder of rows, the rest of `place` as `trace.trace` takes it) of a --trace ROW, FOLDER:ROW or validation:N.
+
+    Raises BadInput for a row alone where the recipe's phases have several folders, which it names.
+    """
+    folder, colon, row = place.rpartition(":")
+    if colon and folder != "validation":
+        return folder, row
+    phases = [phase for _, phase in recipes.phases(config)]
+    if folder or (len(phases) == 1 and not phases[0].weights):
+        return mixture.rows_of([], {}, phases[0].row_length, bool(config.data.pack))[0], place
+    corpus = load_corpus(config.corpus.directory)
+    names = {name: None for name, *_ in _rows_of_phases(config, corpus["sources"], corpus.get("weights", {}))}
+    if len(names) > 1:
+        raise BadInput(
+            f"--trace: {place} is a row in the folder of every phase; give "
+            + " or ".join(f"{name}:{place}" for name in names)
+        )
+    return next(iter(names)), place
+
+
+def _rows_of_phases(
+    config: Config, sources: list[dict[str, Any]], weights: dict[str, float]
+) -> list[tuple[str, int, dict[str, float]]]:
+    """(folder, row length, weights) of each phase of a resolved recipe; arguments as `mixture.rows_of`."""
+    pack, found = bool(config.data.pack), []
+    for field, phase in recipes.phases(config):
+        name, own = mixture.rows_of(sources, weights, phase.row_length, pack, phase.weights, field)
+        found.append((name, phase.row_length, own))
+    return found
 
 
 def _check_same_tokenizer(directory: Path, name: str, made_with: str, fingerprint: str) -> None:
@@ -282,18 +320,10 @@ def _tokens_stage(directory: Path, engine: Engine, documents: dict[str, Any]) ->
     return stages.run_stage(directory, "tokens", {}, f"{documents['fingerprint']} {fingerprint}", make)
 
 
-def _weights(corpus: Corpus, documents: dict[str, Any]) -> dict[str, float]:
-    """Source → weight, where it is not 1."""
-    by_group = {own.label: own.weight for own in corpus.sources}
-    named = {s["name"]: float(by_group.get(s.get("group", ""), 1.0)) for s in documents["sources"]}
-    return {name: weight for name, weight in named.items() if weight != 1}
-
-
-def _rows_stage(
-    directory: Path, row_length: int, pack: bool, tokens: dict[str, Any], weights: dict[str, float]
-) -> None:
+def _rows_stage(directory: Path, name: str, row_length: int, tokens: dict[str, Any], weights: dict[str, float]) -> None:
+    """`name`: of `mixture.rows_of`."""
     tokenizer = TextTokenizer.load(directory / "tokenizer")
-    write = packing.write_rows if pack else packing.write_single
+    write = packing.write_rows if name.startswith("rows") else packing.write_single
 
     def make(folder: Path) -> dict[str, Any]:
         documents, counts = source.weighted(directory, weights) if weights else (None, {})
@@ -303,7 +333,7 @@ def _rows_stage(
         return report | ({"sources": counts} if counts else {})
 
     recipe, defaults = ({WEIGHTS: values} for values in (weights, {}))
-    stages.run_stage(directory, rows_name(row_length, pack), recipe, tokens["fingerprint"], make, defaults)
+    stages.run_stage(directory, name, recipe, tokens["fingerprint"], make, defaults)
 
 
 def _validation_stage(directory: Path, config: Config, tokens: dict[str, Any]) -> None:
@@ -318,7 +348,7 @@ def _validation_stage(directory: Path, config: Config, tokens: dict[str, Any]) -
 
 
 def _write_corpus_json(directory: Path, weights: dict[str, float]) -> dict[str, Any]:
-    """Gather the stages' reports; `weights`, of `_weights`, are what rows of other lengths will have.
+    """Gather the stages' reports; `weights`, of `mixture.usual`, are what rows of other lengths will have.
 
     The last thing prepare writes, so that its presence means a whole corpus.
     """
@@ -329,7 +359,7 @@ def _write_corpus_json(directory: Path, weights: dict[str, float]) -> dict[str, 
     for name in TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    rows = sorted(p.name for p in directory.iterdir() if re.fullmatch(r"(rows|single)_\d+", p.name))
+    rows = sorted(p.name for p in directory.iterdir() if re.fullmatch(mixture.FOLDERS, p.name))
     corpus = {
         "schema": SCHEMA,
         "recipe": documents["recipe"] | tokenizer["recipe"] | validation["recipe"],
@@ -441,8 +471,10 @@ def mask_rows(
 
 
 def _print_whole_words(directory: Path, config: Config) -> None:
-    """The share of the wanted predictions that whole words reach, on some rows."""
-    rows = source.Feed(directory / rows_name(config.data.row_length, config.data.pack), 1, 0).buckets[-1]
+    """The share of the wanted predictions that whole words reach, on some rows of the first phase."""
+    field, phase = recipes.phases(config)[0]
+    folder = ensure_rows(directory, phase.row_length, bool(config.data.pack), phase.weights, field)
+    rows = source.Feed(folder, 1, 0).buckets[-1]
     index_R = np.arange(min(len(rows), 4096))
     ids_RT, starts_RT, _ = rows[index_R]
     keys_R = masking.row_keys(config.train.seed, np.zeros_like(index_R), index_R)
