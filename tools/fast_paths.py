@@ -58,18 +58,16 @@ def compare(texts: Sequence[str], counts: Counts) -> None:
 
 
 def repair(texts: Sequence[str], counts: Counts) -> None:
-    """`clean.repair` of a document against `ftfy.fix_text` of each of its lines."""
+    """`clean.repair`, of documents and of lines alone, against `ftfy.fix_text` of each line."""
     for text in texts:
-        slow = [ftfy.fix_text(line, clean.FTFY) for line in text.split("\n")]
+        lines = text.split("\n")
+        slow = [ftfy.fix_text(line, clean.FTFY) for line in lines]
+        for line, mended in zip(lines, slow, strict=True):
+            fast = clean.repair(line)[0]
+            counts.add("repair, lines", fast == mended, f"{line!r} → {fast!r}, ftfy {mended!r}")
         fast, changed = clean.repair(text)
-        # A line separator that ftfy turns into a line end makes more lines of one, so documents are compared whole
-        # and lines are named where they can be.
-        lines = fast.split("\n") if fast.count("\n") == text.count("\n") else None
-        for number, (line, mended) in enumerate(zip(text.split("\n"), slow, strict=True)):
-            if lines is not None:
-                counts.add("repair, lines", lines[number] == mended, f"{line!r} → {lines[number]!r}, ftfy {mended!r}")
         counts.add("repair, documents", fast == "\n".join(slow), repr(text[:200]))
-        really = sum(a != b for a, b in zip(text.split("\n"), slow, strict=True))
+        really = sum(a != b for a, b in zip(lines, slow, strict=True))
         counts.add("repair, changed lines of a document", changed == really, f"{changed}, ftfy {really}: {text[:80]!r}")
         counts.mended += really
 
