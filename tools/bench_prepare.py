@@ -174,7 +174,7 @@ def get_config():
 
 def timed(command: list[str], log: Path) -> float:
     """Seconds of a command; its output goes into `log`, and here if it fails."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tools")))}
     start = time.perf_counter()
     with open(log, "wb") as out:

@@ -22,6 +22,7 @@ import argparse
 import functools
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     flags = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are forked; they would do it themselves, with a warning
     print(json.dumps(PEERS[flags.peer](flags.input, flags.languages, flags.tokenizer, flags.out, flags.workers)))
 
 
