@@ -264,7 +264,7 @@ def stage_seconds(files: list[Path], tokenizer_folder: Path, folder: Path) -> It
     verdicts = [clean.identify(of, accepted, steps.language_threshold) for of in lines]
     texts = ["\n".join(p for p, no in zip(*both, strict=True) if not no) for both in zip(lines, verdicts, strict=True)]
     yield "language", since()
-    hashes = list(map(clean._hash, texts))
+    hashes = list(map(clean.digest, texts))
     yield "hash", since()
     limits = Repetition(filter=True)
     for text in texts:

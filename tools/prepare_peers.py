@@ -120,13 +120,14 @@ def people(inputs: list[str], languages: list[str], tokenizer: str, out: Path, w
 
 def clean_and_sign(examples: dict[str, list[Any]], corpus: Corpus) -> dict[str, list[Any]]:
     """A block of documents, cleaned and signed: prepare's own work on a block. All calls into its stage are here."""
-    from jaxbert.data.documents import clean_documents
+    from jaxbert.data import clean, near
     from jaxbert.data.readers import Document
 
-    block: list[Any] = [Document(text, str(i), "bench", {}) for i, text in enumerate(examples["text"])]
-    cleaned = clean_documents(corpus, {}, block)
+    block = [Document(text, str(i), "bench", {}) for i, text in enumerate(examples["text"])]
+    cleaned = clean.clean_block(block, corpus)
+    signed = iter(near.sign([c.text for c in cleaned if c.fate == "kept"], near.rows_of_band(THRESHOLD)))
     empty = (np.zeros(0, np.uint64), np.zeros(0, np.uint32))
-    signatures = [c.signature or empty for c in cleaned]
+    signatures = [next(signed) if c.fate == "kept" else empty for c in cleaned]
     return {
         "text": [c.text for c in cleaned],
         "fate": [c.fate for c in cleaned],
@@ -160,23 +161,26 @@ def kept_texts(documents: Any, corpus: Corpus, folder: Path) -> dict[str, list[s
     """Split → texts that stay: exact duplicates, near duplicates and repeated paragraphs are found here."""
     from jaxbert.data import clean, near
 
-    duplicates = clean.Duplicates(corpus.clean.duplicates)
     index = near.Index(folder, THRESHOLD)
     cleaned: list[clean.Cleaned] = []
+    seen: set[bytes] = set()
     for row in documents:
-        result = duplicates.document(clean.Cleaned(row["text"], row["fate"], own_hash=row["own_hash"]))
-        if result.fate == "kept":
-            signature = (np.frombuffer(row["keys"], np.uint64), np.frombuffer(row["shingles"], np.uint32))
-            split = clean.split_of(result, corpus.validation_share)
-            index.add(signature, str(len(cleaned)), split == "validation")
-            cleaned.append(result)
+        if row["fate"] != "kept" or bytes.fromhex(row["own_hash"]) in seen:
+            continue
+        seen.add(bytes.fromhex(row["own_hash"]))
+        cleaned.append(clean.Cleaned(row["text"], row["fate"], own_hash=row["own_hash"]))
+        signature = (np.frombuffer(row["keys"], np.uint64), np.frombuffer(row["shingles"], np.uint32))
+        split = clean.split_of(cleaned[-1], corpus.validation_share)
+        index.add(signature, str(len(cleaned)), split == "validation")
     stays = index.find().near < 0
     index.close()
     texts: dict[str, list[str]] = {"train": [], "validation": []}
+    seen.clear()
     for result, stay in zip(cleaned, stays, strict=True):
-        result = duplicates.paragraph(result) if stay else result
-        if stay and result.fate == "kept":
-            texts[clean.split_of(result, corpus.validation_share)].append(result.text)
+        lines = {digest: line for line in result.text.split("\n") if (digest := clean.digest(line)) not in seen}
+        if stay and lines:
+            seen.update(lines)
+            texts[clean.split_of(result, corpus.validation_share)].append("\n".join(lines.values()))
     return texts
 
 

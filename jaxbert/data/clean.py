@@ -140,26 +140,33 @@ def _clean(original: str, corpus: Corpus) -> Cleaned:
 # Quotation marks stay as they are: straightening them would rewrite every Polish, German or French quotation.
 # Control characters are a step of their own.
 FTFY = ftfy.TextFixerConfig(uncurl_quotes=False, remove_control_chars=False, normalization="NFC", explain=False)
-# Everything that a step of ftfy other than the decoding of mojibake reacts to. The decoding itself asks `is_bad` first.
-_SUSPICIOUS = re.compile(
-    r"&#?[0-9A-Za-z]{1,24};|[\x1b\x80-\x9f\r\u2028\u2029\ud800-\udfff"
-    + "".join(map(re.escape, map(chr, sorted({*LIGATURES, *WIDTH_MAP}))))
-    + "]"
-)
+# Everything that a step of ftfy other than the decoding of mojibake reacts to, and characters that it all begins with.
+_SUSPICIOUS = "\x1b\r\u2028\u2029" + "".join(map(chr, sorted({*LIGATURES, *WIDTH_MAP})))
+_FIXED = re.compile(rf"&#?[0-9A-Za-z]{{1,24}};|[{re.escape(_SUSPICIOUS)}\x80-\x9f\ud800-\udfff]")
+_MAY_BE_FIXED = frozenset(f"&{_SUSPICIOUS}").union(map(chr, range(0x80, 0xA0)), map(chr, range(0xD800, 0xE000)))
+# `is_bad` needs two characters that are not ASCII beside each other, or one of these (or one of \x80-\x9f).
+_MAY_BE_BAD = re.compile(r"[^\0-\x7f]{2}|[\u00c2\u00c3\u0152\u0153]")
 
 
 def repair(text: str) -> tuple[str, int]:
     """(repaired text in NFC, lines that changed), line by line: mojibake, HTML entities, ligatures, widths, NFC.
 
     Equal to `ftfy.fix_text(line, FTFY)` on every line, but ftfy sees only lines that it may change: those that are not
-    in NFC, match _SUSPICIOUS, or pass ftfy's own test for mojibake. NFC and not NFKC, which turns ² into 2.
+    in NFC, match _FIXED, or pass ftfy's own test for mojibake. Most texts hold nothing of the kind, which a look at all
+    of their lines together tells. NFC and not NFKC, which turns ² into 2.
     """
-    if text.isascii() and not _SUSPICIOUS.search(text):
+    normal = text.isascii() or unicodedata.is_normalized("NFC", text)
+    may_be_fixed = not _MAY_BE_FIXED.isdisjoint(text) and _FIXED.search(text)
+    may_be_bad = not text.isascii() and _MAY_BE_BAD.search(text)
+    if normal and not may_be_fixed and not may_be_bad:
         return text, 0
     lines, changed = text.split("\n"), 0
     for i, line in enumerate(lines):
-        doubtful = not line.isascii() and (not unicodedata.is_normalized("NFC", line) or is_bad(line))
-        if doubtful or _SUSPICIOUS.search(line):
+        doubtful = not line.isascii() and (
+            (not normal and not unicodedata.is_normalized("NFC", line))
+            or (may_be_bad and _MAY_BE_BAD.search(line) and is_bad(line))
+        )
+        if doubtful or (may_be_fixed and _FIXED.search(line)):
             fixed = ftfy.fix_text(line, FTFY)
             changed += fixed != line
             lines[i] = fixed

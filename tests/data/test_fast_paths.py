@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ftfy.badness import is_bad
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))  # scripts, not a package
@@ -76,3 +77,13 @@ def test_a_fast_path_that_goes_another_way_is_noticed(documents, monkeypatch, mo
     counts = fast_paths.Counts()
     fast_paths.compare(documents[:2], counts)
     assert any(different for which, different in counts.different.items() if which.startswith(what))
+
+
+def test_ftfy_finds_no_mojibake_where_no_two_characters_beside_each_other_leave_ascii():
+    """`clean.repair` asks `is_bad` of no other line: every character that stands alone, between all kinds of ASCII."""
+    sides = ["", " ", "\t", "a", "Z", "7", ".", ",", "?", "$", "ab", "a ", " a", ". "]
+    for code in (*range(0xA0, 0xD800), *range(0xE000, 0x10000), 0x1F600):
+        if clean._MAY_BE_BAD.search(chr(code)):
+            continue
+        together = "\n".join(f"{before}{chr(code)}{after}" for before in sides for after in sides)
+        assert not is_bad(together) and not is_bad(chr(code)), hex(code)
