@@ -235,19 +235,30 @@ def _identifier() -> Any:
     return fasttext.load_model(str(Path(spec.origin).parent / "resources" / "lid.176.ftz"))
 
 
-def _predict(text: str) -> dict[str, float]:
-    """The five most probable languages."""
-    # Capitals mislead the identifier; it was trained on sentences. (Its `predict` of a list is broken.)
-    labels, values = _identifier().predict(text.lower() if text.isupper() else text, k=5)
-    return {label.removeprefix("__label__"): float(p) for label, p in zip(labels, values, strict=True)}
+def _as_sentence(text: str) -> str:
+    """Capitals mislead the identifier, which was trained on sentences."""
+    return text.lower() if text.isupper() else text
 
 
-_predict_short = functools.lru_cache(maxsize=50_000)(_predict)  # short paragraphs repeat; about 30 MB
-SHORT = 100  # characters
+def _certain(texts: list[str], accepted: set[str], threshold: float) -> list[bool]:
+    """Whether each is an accepted language with at least the threshold (and 10⁻⁵ more, which the identifier adds).
+
+    All in one call that stops at the threshold, in two thirds of the time of `_probabilities`; it gives labels alone.
+    """
+    if not texts:
+        return []
+    lines = [f"{_as_sentence(text)}\n" for text in texts]
+    return [
+        bool(labels) and labels[0].removeprefix("__label__") in accepted
+        for labels in _identifier().f.multilinePredict(lines, 1, threshold, "strict")
+    ]
 
 
+@functools.lru_cache(maxsize=20_000)  # doubtful ones are short, and repeat
 def _probabilities(text: str) -> dict[str, float]:
-    return _predict_short(text) if len(text) <= SHORT else _predict(text)
+    """The five most probable languages."""
+    labels, values = _identifier().predict(_as_sentence(text), k=5)
+    return {label.removeprefix("__label__"): float(p) for label, p in zip(labels, values, strict=True)}
 
 
 def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> list[str]:
@@ -261,26 +272,29 @@ def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> lis
     where none is doubtful. A paragraph that is most probably in an accepted language, but under the threshold, was
     taken for "unsure".
     """
-    own = [_probabilities(p[:PARAGRAPH_CHARACTERS].replace("\n", " ")) for p in paragraphs]
+    texts = [p[:PARAGRAPH_CHARACTERS].replace("\n", " ") for p in paragraphs]
+    enough = max(threshold, CERTAIN)
+    certain = _certain(texts, accepted, enough)
+    own = {i: _probabilities(text) for i, text in enumerate(texts) if not certain[i]}
 
-    def share(probabilities: dict[str, float]) -> float:
-        return sum(p for language, p in probabilities.items() if language in accepted)
+    def share(i: int) -> float:
+        return sum(p for language, p in own[i].items() if language in accepted)
 
-    possible = [i for i, p in enumerate(own) if share(p) >= POSSIBLE]
+    possible = [i for i in range(len(texts)) if certain[i] or share(i) >= POSSIBLE]
     for run in _runs(possible, [len(p) for p in paragraphs]):
-        if len(run) == 1 or min(share(own[i]) for i in run) >= max(threshold, CERTAIN):
+        if len(run) == 1 or all(certain[i] or share(i) >= enough for i in run):
             continue
-        joined = " ".join(paragraphs[i][:PARAGRAPH_CHARACTERS] for i in run)
-        context = _probabilities(joined[: 2 * CONTEXT_CHARACTERS].replace("\n", " "))
+        context = _probabilities(" ".join(texts[i] for i in run)[: 2 * CONTEXT_CHARACTERS])
         for i in run:
-            weighted = {language: p * (context.get(language, 0.0) + FLOOR) for language, p in own[i].items()}
+            probabilities = own[i] if i in own else _probabilities(texts[i])
+            weighted = {language: p * (context.get(language, 0.0) + FLOOR) for language, p in probabilities.items()}
             total = sum(weighted.values())
             own[i] = {language: p / total for language, p in weighted.items()}
-    verdicts = []
-    for probabilities in own:
-        best = max(probabilities, key=lambda language: probabilities[language], default="unsure")
-        rejected_as = "unsure" if best in accepted else best
-        verdicts.append("" if share(probabilities) >= threshold else rejected_as)
+    verdicts = [""] * len(texts)
+    for i, probabilities in own.items():
+        if share(i) < threshold:
+            best = max(probabilities, key=lambda language: probabilities[language], default="unsure")
+            verdicts[i] = "unsure" if best in accepted else best
     return verdicts
 
 
