@@ -36,6 +36,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -304,14 +305,17 @@ def _tokens_stage(directory: Path, engine: Engine, documents: dict[str, Any]) ->
     fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
 
     def make(folder: Path) -> dict[str, Any]:
-        checked = check_against_transformers(directory, documents["splits"]["train"]["documents"])
-        counts = {s: make_tokens(directory, folder / s, s, engine, documents["splits"][s]["documents"]) for s in SPLITS}
+        with ThreadPoolExecutor(1) as beside:  # workers tokenize meanwhile
+            checked = beside.submit(check_against_transformers, directory, documents["splits"]["train"]["documents"])
+            counts = {
+                s: make_tokens(directory, folder / s, s, engine, documents["splits"][s]["documents"]) for s in SPLITS
+            }
         digest = hashlib.sha256()
         for path in sorted(folder.rglob("*.bin")):
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return {
-            "transformers_check": checked,
+            "transformers_check": checked.result(),
             "tokens": counts,
             "tokenizer": fingerprint,
             "fingerprint": digest.hexdigest(),

@@ -135,7 +135,7 @@ def _lines(
             distinct, removed = distinct + len(lines), removed + int(np.count_nonzero(boilerplate & stays))
         goes = boilerplate & stays
         if corpus.clean.duplicates == "paragraph":
-            left = np.flatnonzero(stays & ~boilerplate)
+            left = np.flatnonzero(stays)
             goes[left[~_changes(run[left])]] = True
         why = np.where(boilerplate, BOILERPLATE, REPEATED).astype(np.uint64)
         places = found.part.astype(np.uint64) << _PART | found.index.astype(np.uint64) << np.uint64(1) | why

@@ -118,6 +118,14 @@ def test_a_line_of_fewer_documents_stays_however_often_one_repeats_it(judge):
     assert [r.text for r in results] == texts and report["boilerplate"]["lines"] == 0
 
 
+def test_lines_of_near_duplicates_count_as_boilerplate_and_those_of_copies_do_not(judge):
+    near = [f"{TEXTS[0]}\npé", f"{TEXTS[0]} fin\npé", f"{TEXTS[1]}\npé"]
+    results, _ = judge(near, near_duplicates=0.8, boilerplate=3)
+    assert [r.fate for r in results] == ["kept", "near_duplicate", "kept"] and results[0].text == TEXTS[0]
+    results, _ = judge([near[0], near[0], near[2]], duplicates="document", boilerplate=3)
+    assert [r.text for r in results if r.fate == "kept"] == [near[0], near[2]]
+
+
 def test_a_document_of_boilerplate_alone_has_that_fate(judge):
     results, _ = judge(["un\ndous", "dous\nun", "un\ndous\ntres"], boilerplate=2)
     assert [r.fate for r in results] == ["boilerplate", "boilerplate", "kept"]
