@@ -1,0 +1,63 @@
+"""What recipes share: `small`, an encoder of one language that two cores train in about ten minutes."""
+
+from typing import Any
+
+from jaxbert.config import (
+    Checkpoint,
+    Clean,
+    Config,
+    Corpus,
+    Data,
+    Evaluation,
+    Objective,
+    Optimizer,
+    Schedule,
+    Tokenizer,
+    Train,
+    named_model,
+)
+
+# Debian packages with catalogues in every language that configs/ has a recipe for; many others are in them, too.
+COMMON = "evolution-common digikam-data vlc-l10n k3b-i18n kgoldrunner kate5-data"
+
+
+def small(language: str, packages: str, *, threshold: float = 0.5, **corpus: Any) -> Config:
+    """BERT of 4 layers and width 128 with 8,192 tokens of its own, on text out of Debian packages.
+
+    In configs/gl.py stands what was measured. Everything is in one place, and a recipe that wants something else says
+    `dataclasses.replace(small(…), train=…)`, or gets it by a flag.
+
+    Args:
+      language: ISO 639-1 code, as packages have it in their paths (nb, not no).
+      packages: names with spaces between them, each of which must hold text in the language; `Translation-XX` is apt's
+        list of descriptions (data/debian.py).
+      threshold: `corpus.clean.language_threshold`, the least probability of the language that keeps a paragraph;
+        docs/new-language.md says how to find it.
+      corpus: other fields of `config.Corpus`; `sources` come behind the packages.
+    """
+    fields = {
+        # not data/<language>, which the demo and everybody's own text have
+        "directory": f"data/{language}_full",
+        "validation_share": 0.05,
+        "clean": Clean(language_threshold=threshold, near_duplicates=0.8, boilerplate=20),
+    }
+    return Config(
+        corpus=Corpus(input=(f"deb:{','.join(packages.split())}",), language=language, **fields | corpus),
+        tokenizer=Tokenizer(kind="unigram", vocab_size=8192),
+        data=Data(row_length=128),
+        model=named_model(
+            "bert_L4_D128",
+            max_positions=128,
+            attention_start="local",
+            initializer_range=0.05,
+            hidden_dropout=0.0,  # a small model of few epochs: it underfits
+            attention_dropout=0.0,
+            unroll=4,
+        ),
+        objective=Objective(mask_rate=0.25),  # of training rows; the held-out rate is 15 %, evaluation.mask_rate
+        train=Train(batch_size=32, tokens=16_384_000, log_every=100),  # 4,000 steps of 32 × 128
+        optimizer=Optimizer(learning_rate=2e-3),
+        schedule=Schedule(name="linear", warmup=0.1),
+        evaluation=Evaluation(every=1000),
+        checkpoint=Checkpoint(every=1000),
+    )
