@@ -1,5 +1,7 @@
-"""What recipes share: `small`, an encoder of one language that two cores train in about ten minutes."""
+"""What recipes share: `small`, an encoder of one language that two cores train in about ten minutes; and what those of
+full size read, and how they fit a machine."""
 
+import dataclasses
 from typing import Any
 
 from jaxbert.config import (
@@ -11,11 +13,14 @@ from jaxbert.config import (
     Evaluation,
     Objective,
     Optimizer,
+    Repetition,
     Schedule,
+    Source,
     Tokenizer,
     Train,
     named_model,
 )
+from jaxbert.errors import BadInput
 
 # Debian packages with catalogues in every language that configs/ has a recipe for; many others are in them, too.
 COMMON = "evolution-common digikam-data vlc-l10n k3b-i18n kgoldrunner kate5-data"
@@ -61,3 +66,36 @@ def small(language: str, packages: str, *, threshold: float = 0.5, **corpus: Any
         evaluation=Evaluation(every=1000),
         checkpoint=Checkpoint(every=1000),
     )
+
+
+def wikipedia_and_web() -> Corpus:
+    """Text for encoders of full size, where the user puts or links it: wikipedia/*.xml*.bz2 and web/**/*.parquet.
+
+    Wikipedia counts twice. Pages of the web have to pass limits on repetition (config.Repetition) that lists in an
+    encyclopedia would not, and lose addresses and numbers of persons. The language is for the command line to say.
+    """
+    both = Clean(near_duplicates=0.8, boilerplate=1000)
+    web = dataclasses.replace(
+        both, repetition=Repetition(filter=True), mask_emails=True, mask_phones=True, mask_identity_numbers=True
+    )
+    return Corpus(
+        sources=(
+            Source(("wikipedia/*.xml*.bz2",), name="wikipedia", weight=2.0, licence="CC-BY-SA-4.0"),
+            Source(("web/**/*.parquet",), name="web", clean=web),
+        ),
+        validation_share=0.002,
+        clean=both,
+    )
+
+
+# Machine → rows of 128 tokens that a device of it holds at once, for base and large, and its devices. Estimates from
+# the memory of a device, 16, 32 and 80 GB; where they are wrong, train.accumulate is the flag that helps.
+MACHINES = {"v5e-16": ((64, 16), 16), "v4-8": ((128, 32), 4), "h100": ((512, 128), 1)}
+
+
+def accumulate(machine: str, size: str, positions: int) -> int:
+    """Parts in which a batch of so many positions goes through a machine. Raises BadInput for an unknown machine."""
+    if machine not in MACHINES:
+        raise BadInput(f"--config: no machine {machine!r}; write FILE:MACHINE with one of {', '.join(MACHINES)}")
+    (base, large), devices = MACHINES[machine]
+    return max(1, positions // (128 * devices * {"base": base, "large": large}[size]))
