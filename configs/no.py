@@ -12,4 +12,4 @@ debian-edu-doc-nb-no freeciv-data mediawiki"""
 
 
 def get_config() -> Config:
-    return small("nb", PACKAGES)
+    return small("nb", PACKAGES, threshold=0.3)  # at 0.5 much of it passes for Danish: docs/new-language.md
