@@ -40,7 +40,7 @@ def small(language: str, packages: str, *, threshold: float = 0.5, **corpus: Any
         docs/new-language.md says how to find it.
       corpus: other fields of `config.Corpus`; `sources` come behind the packages.
     """
-    fields = {
+    fields: dict[str, Any] = {
         # not data/<language>, which the demo and everybody's own text have
         "directory": f"data/{language}_full",
         "validation_share": 0.05,

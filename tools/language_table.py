@@ -63,7 +63,9 @@ def run_row(workdir: Path, directory: Path) -> dict[str, Any]:
         scores = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
         recipe = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"{error.filename}: {error.strerror}; run python -m jaxbert.evaluate --workdir={workdir}") from None
+        raise BadInput(
+            f"{error.filename}: {error.strerror}; run python -m jaxbert.evaluate --workdir={workdir}"
+        ) from None
     trained_on = Path(recipe["corpus"]["directory"])
     if trained_on.name != directory.name:
         raise BadInput(f"{workdir}: was trained on {trained_on}, not on {directory}; give that, or another run")

@@ -82,7 +82,7 @@ def packages(
             log(f"downloading {len(missing)} Debian packages: {' '.join(missing)}")
             if debs := [n for n in missing if not LIST.fullmatch(n)]:
                 _download(debs, cache)
-            for name in set(missing) - set(debs):
+            for name in [n for n in missing if LIST.fullmatch(n)]:
                 _download_list(name, cache)
         return [_open_list(n, cache) if LIST.fullmatch(n) else _open(n, language, cache) for n in names]
     except OSError as error:
@@ -91,8 +91,10 @@ def packages(
 
 def _cached(name: str, cache: Path) -> Path | None:
     """The newest .deb of a package in the cache, or text of a list."""
-    suffix = "txt" if LIST.fullmatch(name) else "deb"
-    found = (p for p in cache.glob(f"{name}_*.{suffix}") if p.name.split("_")[: name.count("_") + 1] == name.split("_"))
+    if LIST.fullmatch(name):  # not Translation-pt_BR for Translation-pt
+        found = (p for p in cache.glob(f"{name}_*.txt") if p.name.rpartition("_")[0] == name)
+    else:
+        found = (p for p in cache.glob(f"{name}_*.deb"))
     return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name), default=None)
 
 
