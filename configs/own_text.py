@@ -15,7 +15,15 @@ What people change first:
 
 Several sources, with weights and cleaning of their own, are given in a copy of this file (jaxbert.config.Source):
     corpus=Corpus(language="pl", sources=(Source(("web/*.parquet",)), Source(("law/*.txt",), name="law", weight=2.0)))
-What a training row is made of, by its number in metrics.jsonl: python -m jaxbert.prepare $ARGS --trace=ROW
+General text in short rows first, then the domain in longer ones, are phases of one run (jaxbert.config.Phase). Weights
+name sources as corpus.json does:
+    train=Train(batch_size=128, epochs=10, phases=(
+        Phase(until=0.8), Phase(row_length=512, weights=(Weight("law", 8.0), Weight("web/*.parquet", 0.5)))))
+A batch keeps its number of positions unless the phase has a batch_size, the model needs max_positions for the longest,
+and a field of a phase that the recipe has is a flag, --config.train.phases.1.row_length=256. configs/continue_gl.py is
+such a recipe. A run under wsd or constant may get further phases, and be prolonged, where bounds are given in steps.
+What a training row is made of, by its number (and folder) in metrics.jsonl:
+    python -m jaxbert.prepare $ARGS --trace=ROW           or --trace=rows_512:ROW where phases have several folders
 """
 
 from jaxbert.config import Checkpoint, Config, Evaluation, Optimizer, Schedule, Tokenizer, Train, named_model

@@ -220,8 +220,20 @@ def _training(settings: config.Config, sections: tuple[str, ...]) -> list[str]:
         values = config.to_dict(getattr(settings, section))
         if "initialize_from" in values:  # a path on somebody's disk, as above
             values["initialize_from"] = Path(values["initialize_from"]).name
+        for i, phase in enumerate(values.pop("phases", ())):
+            values[f"phases[{i}]"] = _phase(phase)
         lines += [f"| {section}.{name} | {value} |" for name, value in values.items() if value not in (None, "")]
     return [*lines, ""]
+
+
+def _phase(phase: dict[str, Any]) -> str:
+    """A phase of a finished run, whose bounds are in steps."""
+    until = "the end" if phase["until"] == 1 else f"step {phase['until']:,.0f}"
+    weights = [
+        f"{_code(Path(w['source']).name)} weighted {w['weight']:g}"
+        for w in phase["weights"]  # no paths, as above
+    ]
+    return ", ".join([f"to {until}: {phase['batch_size']} rows of {phase['row_length']} tokens", *weights])
 
 
 def _verification(verified: Verified | None) -> list[str]:

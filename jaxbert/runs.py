@@ -5,6 +5,7 @@ config.json  metrics.jsonl  checkpoints/  tokenizer/  tensorboard/  evaluation.j
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -37,6 +38,7 @@ MAY_CHANGE = (
     "model.unroll",
     "model.rematerialize",
 )
+# With these, phases that no step was made in yet may change, too.
 MAY_CHANGE_UNDER_WSD = ("train.steps", "train.tokens", "train.epochs")  # the rate before the decay depends on no length
 
 
@@ -59,12 +61,19 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
         # Fields of later versions are at their defaults, which do what was done before.
         old = configs.to_dict(configs.from_dict(_read_config(workdir)))
         constant = config.schedule.name in ("wsd", "constant")
-        allowed = MAY_CHANGE + (MAY_CHANGE_UNDER_WSD if constant else ())
+        allowed = (*MAY_CHANGE, "train.phases", *(MAY_CHANGE_UNDER_WSD if constant else ()))
         changed = [d for d in configs.differences(old, new) if not d[0].startswith(allowed)]
+        if old["train"]["phases"] != new["train"]["phases"]:
+            # What is to come may change as the length may; what was read may not.
+            done = max(checkpoint.steps_in(workdir / "checkpoints"), default=0) if constant else math.inf
+            was = configs.from_dict(old)
+            if _phases(was, done) != _phases(config, done):
+                changed += configs.differences(_phases(was), _phases(config))
         if changed:
             fields = "; ".join(f"{name} was {a!r}, now {b!r}" for name, a, b in changed)
             raise BadInput(
                 f"{workdir} holds a run of another recipe: {fields}. Take the old values or another --workdir"
+                + _ends_in_steps(changed)
             )
     # The tokenizer first: a run directory with a config.json has its tokenizer.
     if not (workdir / "tokenizer").exists():
@@ -78,6 +87,27 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
             f"({ours[:12]}); restore the corpus that the run was started with, or take another --workdir"
         )
     write_json(workdir / "config.json", new)
+
+
+def _phases(config: configs.Config, done: float = math.inf) -> dict[str, Any]:
+    """What the first `done` steps read: their phases, whose ends are in steps, by the fields' names."""
+    found, begin = {}, 0.0
+    for i, (_, phase) in enumerate(configs.phases(config)):
+        end = math.inf if phase.until == 1 else phase.until
+        if begin < done:
+            until = phase.until if end <= done else done
+            found[f"train.phases[{i}]"] = {**configs.to_dict(phase), "until": until}
+        begin = end
+    return found
+
+
+def _ends_in_steps(changed: list[tuple[str, Any, Any]]) -> str:
+    """What to do about a phase that would end elsewhere than it did."""
+    moved = [(name, old) for name, old, _ in changed if name.endswith("].until") and old is not None]
+    if not moved:
+        return ""
+    flags = (f"--config.{name.replace('[', '.').replace(']', '')}={old:g}" for name, old in moved)
+    return f". A share of a longer run is other steps: to make this one longer, give {' '.join(flags)}"
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:

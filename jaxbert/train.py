@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbert import checkpoint, config, metrics, objectives, optim, runs, sharding
+from jaxbert import checkpoint, config, metrics, objectives, optim, phases, runs, sharding
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
-from jaxbert.data.source import Feed, Rows, Validation, prefetch
+from jaxbert.data.source import Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
 from jaxbert.errors import BadInput, Diverged, run
 from jaxbert.evaluate import held_out
-from jaxbert.prepare import ensure_rows, load_corpus
+from jaxbert.phases import Plan
+from jaxbert.prepare import load_corpus
 
 State = dict[str, Any]  # model, optimizer, counters
 
@@ -106,27 +107,6 @@ def make_update(
     return update
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How long the run is, and over what it reads and predicts."""
-
-    steps: int
-    feed: Feed
-    vocab_size: int
-
-
-def plan_steps(settings: config.Config, feed: Feed, vocab_size: int) -> Plan:
-    """Steps of the run from whichever of steps, tokens, epochs the recipe gives; tokens are real ones, no padding."""
-    train = settings.train
-    if train.steps is not None:
-        steps = train.steps
-    elif train.tokens is not None:
-        steps = math.ceil(train.tokens / (feed.tokens / feed.steps_per_epoch))
-    else:
-        steps = math.ceil(train.epochs * feed.steps_per_epoch)
-    return Plan(steps, feed, vocab_size)
-
-
 def count_parameters(model: Any, vocab_size: int) -> int:
     """Elements of all leaves, arrays or ShapeDtypeStructs, with `vocab_size` true rows where an axis is V."""
     count = 0
@@ -154,14 +134,18 @@ def _say_what_runs(
     """Before step 1: devices, parameters, tokens an epoch, steps, memory of the compiled step beside what there is."""
     have = metrics.device_memory()
     shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    feed, epochs = plan.feed, plan.steps / plan.feed.steps_per_epoch
     display.line(f"devices     {jax.device_count()} × {jax.devices()[0].device_kind} ({shape}), {peak}")
     display.line(f"parameters  {count_parameters(state['model'], plan.vocab_size):,} ({settings.model.name})")
-    display.line(f"data        {feed.tokens:,} tokens an epoch in {len(feed):,} rows")
-    rows = f"{settings.train.batch_size} rows of {settings.data.row_length} tokens"
-    if not settings.data.pack:
-        rows += ", or as many positions of shorter ones"
-    display.line(f"steps       {plan.steps:,} of {rows} = {epochs:.2f} epochs")
+    for part, (_, phase) in zip(plan.stretches, config.phases(settings), strict=True):
+        rows = f"{phase.batch_size} rows of {phase.row_length} tokens"
+        if not settings.data.pack:
+            rows += ", or as many positions of shorter ones"
+        title, steps = "steps", f"{plan.steps:,}"
+        if settings.train.phases:
+            title, steps = f"phase {part.number}", f"steps {part.begin + 1:,} to {part.end:,}"
+        data = f"{part.feed.tokens:,} tokens an epoch in {len(part.feed):,} rows, {part.feed.folder.name}"
+        display.line(f"data        {data}")
+        display.line(f"{title:<11} {steps} of {rows} = {part.epochs:.2f} epochs")
     of = f" of {have / 2**30:.1f} GiB" if have else ""
     display.line(f"memory      {need / 2**30:.2f} GiB a device for the step{of}")
 
@@ -169,8 +153,9 @@ def _say_what_runs(
 def _check_fits(settings: config.Config, corpus: dict[str, Any]) -> None:
     """The recipe against the model's positions and against what the corpus was prepared with."""
     longest = settings.model.longest_row
-    if longest is not None and settings.data.row_length > longest:
-        raise BadInput(f"data.row_length: {settings.data.row_length} is over model.max_positions {longest}")
+    for field, phase in config.phases(settings):
+        if longest is not None and phase.row_length > longest:
+            raise BadInput(f"{field}: {phase.row_length} is over model.max_positions {longest}")
     for section in ("tokenizer", "evaluation"):
         for name, ours in config.to_dict(getattr(settings, section)).items():
             theirs = corpus["recipe"].get(f"{section}.{name}", ours)
@@ -179,6 +164,20 @@ def _check_fits(settings: config.Config, corpus: dict[str, Any]) -> None:
                     f"{section}.{name}: {ours!r}, but {settings.corpus.directory} was prepared with {theirs!r}; take "
                     "that value, or prepare another corpus.directory"
                 )
+
+
+def _make_mesh(settings: config.Config) -> Any:
+    """The mesh, which the batch of every phase must fill. Raises BadInput."""
+    train = settings.train
+    mesh = sharding.make_mesh(settings.sharding, 0 if train.phases else train.batch_size // train.accumulate)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    for i, phase in enumerate(train.phases):
+        if phase.batch_size // train.accumulate % devices:
+            raise BadInput(
+                f"train.phases[{i}].batch_size: {phase.batch_size // train.accumulate} rows (batch_size / accumulate) "
+                f"do not divide among {devices} devices (sharding.data × sharding.fsdp); choose a multiple"
+            )
+    return mesh
 
 
 def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
@@ -191,14 +190,14 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         keep_freed_memory()
     corpus_directory = Path(settings.corpus.directory)
     corpus = load_corpus(corpus_directory)
-    B, A, seed = settings.train.batch_size, settings.train.accumulate, settings.train.data_seed
-    feed = Feed(ensure_rows(corpus_directory, settings.data.row_length, settings.data.pack), B, seed)
+    _check_fits(settings, corpus)
+    A, seed = settings.train.accumulate, settings.train.data_seed
+    mesh = _make_mesh(settings)
     validation = Validation.open(corpus_directory / "validation")
     tokenizer = TextTokenizer.load(corpus_directory / "tokenizer")
-    _check_fits(settings, corpus)
-    plan = plan_steps(settings, feed, tokenizer.vocab_size)
+    plan = phases.make_plan(settings, phases.open_feeds(settings), tokenizer.vocab_size)
+    settings = phases.in_steps(settings, plan)
 
-    mesh = sharding.make_mesh(settings.sharding, B // A)
     rows_sharding = sharding.batch_sharding(mesh, leading=1)
     objective = objectives.for_tokenizer(settings, tokenizer)
     optimizer = optim.make_optimizer(settings.optimizer)
@@ -220,10 +219,11 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             in_shardings=(shardings, rows_sharding),
             out_shardings=(shardings, None),
         )
-        compiled = {  # by the length of the batch's rows: one for each bucket
-            rows[0].row_length: update.lower(abstract, _shapes(make_batch(*rows))).compile()
-            for rows in feed.first_of_each_bucket()
-        }
+        compiled: dict[tuple[int, ...], Any] = {}  # by the shape of the batch's rows: each phase's, each bucket's
+        for rows in (rows for part in plan.stretches for rows in part.feed.first_of_each_bucket()):
+            shapes = _shapes(make_batch(*rows))
+            if (shape := shapes["input_ids_BT"].shape) not in compiled:
+                compiled[shape] = update.lower(abstract, shapes).compile()
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(abstract, shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -242,7 +242,10 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             writer,
             saves,
             lambda model: held_out(objective, score, model, validation, batch_size, limit),
-            sum(share * objective.step_flops(size, length) for size, length, share in feed.shapes()) / peak,
+            [
+                sum(share * objective.step_flops(size, length) for size, length, share in part.feed.shapes()) / peak
+                for part in plan.stretches
+            ],
             restored is None and not settings.model.initialize_from,
             {name: memory[name] for name in ("tokens", "sums")},
         )
@@ -251,7 +254,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             _say_what_runs(display, settings, mesh, plan, abstract, need, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
             if restored:
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
-            batches = prefetch(lambda step: make_batch(*feed.at(step)), start, plan.steps)
+            batches = prefetch(lambda step: make_batch(*plan.at(step)), start, plan.steps)
             loop.run(compiled, state, batches, rows_sharding, start)
         finally:
             display.close()
@@ -300,7 +303,7 @@ class _Loop:
     writer: metrics.MetricWriter
     saves: checkpoint.Checkpoints
     evaluate: Callable[[Any], dict[str, float]]  # model → held-out metrics
-    step_flops: float  # model flops of a mean step, as a share of what the devices do in a second
+    step_flops: list[float]  # by phase: model flops of a mean step, as a share of what the devices do in a second
     fresh: bool  # neither resumed nor initialized from another run
     memory: dict[str, Any]  # saved with each checkpoint: tokens so far, and the sums since the last log line
     clock: float = 0.0  # when the present window began
@@ -308,15 +311,15 @@ class _Loop:
     timed: tuple[int, int] = (0, 0)  # steps and tokens of it in this process (a resumed window began in another)
     last: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # newest record of each split
 
-    def run(self, updates: dict[int, Any], state: State, batches: Any, place: Any, start: int) -> State:
-        """Steps start … plan.steps − 1; `updates`: the compiled step for each length of rows."""
+    def run(self, updates: dict[tuple[int, ...], Any], state: State, batches: Any, place: Any, start: int) -> State:
+        """Steps start … plan.steps − 1; `updates`: the compiled step for each shape of rows."""
         settings, previous = self.settings, None
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
             before = time.perf_counter()
             batch = sharding.put_batch(next(batches), place)
             self.waited += time.perf_counter() - before
-            state, told = updates[batch["input_ids_BT"].shape[-1]](state, batch)
+            state, told = updates[batch["input_ids_BT"].shape](state, batch)
             if previous is not None:
                 self._account(*previous)
             previous, done = (step, told), step + 1
@@ -333,7 +336,7 @@ class _Loop:
         return state
 
     def _account(self, step: int, told: dict[str, jax.Array]) -> None:
-        """Read the metrics of `step`, judge them, and log where a window of `train.log_every` steps ends."""
+        """Read the metrics of `step`, judge them, log at the end of a window of `train.log_every` steps or a phase."""
         values = {name: float(value) for name, value in jax.device_get(told).items()}
         tokens, bad, in_a_row = (int(values.pop(name)) for name in ("tokens", "bad", "bad_in_a_row"))
         self.memory["tokens"] += tokens
@@ -347,17 +350,18 @@ class _Loop:
             for name, value in {**values, "steps": 1}.items():
                 sums[name] = sums.get(name, 0.0) + value
         done = step + 1
-        if done % self.settings.train.log_every == 0 or done == self.plan.steps:
+        if done % self.settings.train.log_every == 0 or done == self.plan.stretch(step).end:
             self._log(done)
 
     def _log(self, done: int) -> None:
         sums, seconds = self.memory["sums"], time.perf_counter() - self.clock
-        steps = sums.pop("steps", 0)
+        steps, phase = sums.pop("steps", 0), self.plan.stretch(done - 1).number
         record = {name: value / steps for name, value in sums.items()} if steps else {}
         record |= {
+            **({"phase": phase} if self.settings.train.phases else {}),
             "tokens": self.memory["tokens"],
             "tokens_per_second": self.timed[1] / seconds,
-            "flops_utilization": self.timed[0] * self.step_flops / seconds,
+            "flops_utilization": self.timed[0] * self.step_flops[phase] / seconds,
             "data_wait_fraction": self.waited / seconds,
         }
         self._tell(done, "train", record)
@@ -384,13 +388,15 @@ class _Loop:
 
     def _bad_step(self, step: int, values: dict[str, float], in_a_row: int) -> None:
         train = self.settings.train
-        bucket, _, row_B = self.plan.feed.at(step)
+        bucket, _, row_B = self.plan.at(step)
         rows = (bucket.first + row_B[row_B < len(bucket)]).tolist()
+        folder = self.plan.stretch(step).feed.folder.name
         what = f"step {step}: loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
-        self.writer.write(step + 1, "skipped", {"gradient_norm": values["gradient_norm"], "rows": rows})
-        self.display.line(f"{what}: bad, left out; its rows: {rows}")
+        told = {"gradient_norm": values["gradient_norm"], "folder": folder, "rows": rows}  # as --trace=FOLDER:ROW takes
+        self.writer.write(step + 1, "skipped", told)
+        self.display.line(f"{what}: bad, left out; its rows in {folder}: {rows}")
         if train.bad_step == "stop":
-            raise Diverged(f"{what}; train.bad_step is 'stop'; rows: {rows}")
+            raise Diverged(f"{what}; train.bad_step is 'stop'; its rows in {folder}: {rows}")
         if in_a_row > train.max_skipped:
             raise Diverged(f"{what}; the {in_a_row}th bad step in a row (train.max_skipped); lower the learning rate")
 

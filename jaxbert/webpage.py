@@ -1,4 +1,4 @@
-"""Pieces of an HTML page that stands alone: escaping, tables, bars, and a style for phone, desk, dark and paper.
+"""Pieces of an HTML page that stands alone: escaping, tables, charts, and a style for phone, desk, dark and paper.
 
 Written as XML that browsers read as HTML. Bars are inline SVG whose widths are shares of the column, so that they fit
 any screen and are printed.
@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import Any
+
+from jaxbert.charts import Chart
 
 STYLE = """
 :root { --paper: #fff; --ink: #1c1e21; --soft: #5c636b; --line: #dfe2e6; --tint: #f3f5f7; --mark: #ffe08a;
@@ -24,6 +26,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 small, .note, figcaption, i { color: var(--soft); font-style: normal; font-weight: normal; font-size: .85em; }
+nav { margin: -.4rem 0 1.2rem; font-size: .9rem; } nav a { color: var(--a); margin-right: .9rem; white-space: nowrap; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; margin-bottom: 1rem; }
 @media (min-width: 34rem) { .tiles { grid-template-columns: repeat(3, 1fr); } }
 .tiles div { background: var(--tint); border-radius: .4rem; padding: .6rem .8rem; }
@@ -33,7 +36,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .28rem .5rem .28rem 0; border-bottom: 1px solid var(--line);
   font-weight: normal; }
 thead th { overflow-wrap: normal; color: var(--soft); font-size: .85rem; }
-th:nth-last-child(2) { min-width: 6.5rem; }
+th:nth-last-child(2) { min-width: 8.5rem; }
 td { text-align: right; padding-right: 0; padding-left: .5rem; font-variant-numeric: tabular-nums;
   overflow-wrap: break-word; }
 thead th:not(:first-child) { text-align: right; padding: .28rem 0 .28rem .5rem; }
@@ -42,7 +45,7 @@ table + table { margin-top: 1rem; }
 .bars th { width: 36%; }
 .bars td:last-child { width: 9.5rem; overflow-wrap: normal; }
 .bars td:nth-child(2) { padding: .45rem 0 0 .5rem; }
-.bars small, .bars i { display: block; }
+th small, .bars i { display: block; }
 .bars i { display: inline-block; min-width: 3.6rem; }
 svg.bar { display: block; width: 100%; height: .8rem; background: var(--tint); border-radius: 2px; }
 svg.square { width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
@@ -63,9 +66,16 @@ dl { margin: 0; display: grid; grid-template-columns: 6.2rem 1fr; gap: .1rem .6r
 dt { color: var(--soft); } dd { margin: 0; }
 @media (max-width: 34rem) { .bars th { width: 34%; } .bars td:last-child { width: 6.8rem; } .bars i { display: block; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .3rem; } }
+p { max-width: 46rem; } .entries, .tokens { max-width: none; }
+@media (min-width: 68rem) { main { max-width: 74rem; padding: 1.5rem 2rem 4rem; }
+  .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 0 3rem; align-items: start; }
+  .pair > div > :first-child { margin-top: .4rem; }
+  figure.stays { margin: .7rem 0 1.3rem; }
+  .bars th { width: 38%; } .pair .bars td:last-child { width: 8.8rem; } .tiles div { padding: .9rem 1rem; } }
 @media print { :root { --paper: #fff; --ink: #000; --soft: #444; --line: #ccc; --tint: #f3f5f7; --mark: #ffe08a;
     --a: #2a6fb5; --b: #d98a1f; --c: #8557a8; --d: #9aa1a9; }
-  body { font-size: 10pt; } main { max-width: none; padding: 0; } h2, h3 { break-after: avoid; }
+  body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
+  h2, h3 { break-after: avoid; }
   tr, figure, .source, .tiles { break-inside: avoid; } svg.bar, mark, .tokens code { print-color-adjust: exact; } }
 """
 
@@ -75,12 +85,15 @@ SHOWN = 40  # words of a text that is quoted
 _NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-def page(title: str, parts: Sequence[str], made_from: str) -> str:
-    """A whole page of HTML `parts`, which says in its head what it was `made_from`; well-formed XML, too.
+def page(title: str, top: str, sections: dict[str, str], made_from: str) -> str:
+    """A whole page: a title, the `top`, and sections (heading → HTML), those that are empty left out.
 
-    Its policy lets a browser load nothing and run nothing, should a part ask for it.
+    It says in its head what it was `made_from`, and is well-formed XML, too. Its policy lets a browser load nothing and
+    run nothing, should a part ask for it.
     """
     policy = "default-src 'none'; style-src 'unsafe-inline'"
+    shown = [(name, re.sub("[^a-z]+", "-", name.lower()), part) for name, part in sections.items() if part]
+    links = " ".join(f'<a href="#{anchor}">{text(name)}</a>' for name, anchor, _ in shown)
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -96,7 +109,9 @@ def page(title: str, parts: Sequence[str], made_from: str) -> str:
             "</head>",
             "<body>",
             f"<main><h1>{text(title)}</h1>",
-            *parts,
+            f"<nav>{links}</nav>",
+            top,
+            *(f'<section id="{anchor}"><h2>{text(name)}</h2>\n{part}</section>' for name, anchor, part in shown),
             "</main>",
             "</body>",
             "</html>",
@@ -118,11 +133,6 @@ def lang(language: str) -> str:
 def foreign(value: str, language: str) -> str:
     """Text in another language within a line of ours; its direction stays inside."""
     return f"<bdi{lang(language)}>{text(value)}</bdi>"
-
-
-def percent(part: int, of: int, digits: int = 1) -> str:
-    """A share in hundredths, a dash where there is nothing to share."""
-    return f"{part / of:.{digits}%}".replace("%", "\u00a0%") if of else "–"
 
 
 def ratio(part: int, of: int) -> str:
@@ -174,19 +184,38 @@ def svg(parts: Sequence[tuple[str, float]]) -> str:
     return f'<svg class="bar" aria-hidden="true">{"".join(rects)}</svg>'
 
 
-def bars(rows: Iterable[tuple[str, str, str]]) -> str:
-    """A table of (name, bar, number), all HTML."""
-    lines = "".join(
-        f'<tr><th scope="row">{name}</th><td>{bar}</td><td>{number}</td></tr>' for name, bar, number in rows
+def heading(value: str) -> str:
+    """A heading within a section, of plain text."""
+    return f"<h3>{text(value)}</h3>"
+
+
+def chart(data: Chart) -> str:
+    """A chart with its heading, legend and note, "" where it has no bars."""
+    if not data.bars:
+        return ""
+    legend = "".join(f'<span class="key">{square(part)}{text(meaning)}</span>' for part, meaning in data.legend)
+    lines = []
+    for bar in data.bars:
+        remark = f" <small>{text(bar.remark)}</small>" if bar.remark else ""
+        share = f" <i>{text(bar.share)}</i>" if bar.share else ""
+        number = f"<td>{text(bar.number)}{share}</td>"
+        lines.append(f'<tr><th scope="row">{text(bar.label)}{remark}</th><td>{svg(bar.parts)}</td>{number}</tr>')
+    return (
+        heading(data.title)
+        + (f'<p class="legend">{legend}</p>' if legend else "")
+        + f'<table class="bars">{"".join(lines)}</table>'
+        + (note(data.note) if data.note else "")
     )
-    return f'<table class="bars">{lines}</table>' if lines else ""
 
 
-def counted(rows: Iterable[tuple[str, int]]) -> str:
-    """Bars of (name as HTML, count): as long as the count beside the largest, with its share of all."""
-    rows = list(rows)
-    total, most = sum(n for _, n in rows), max((n for _, n in rows), default=0)
-    return bars((name, svg([("a", n / most if most else 0)]), f"{n:,} <i>{percent(n, total)}</i>") for name, n in rows)
+def pair(left: str, right: str) -> str:
+    """Two pieces beside each other where there is room, else under each other."""
+    return f'<div class="pair"><div>{left}</div><div>{right}</div></div>' if left and right else left or right
+
+
+def many(pieces: Iterable[str]) -> str:
+    """Pieces in as many columns as there is room for, two at most."""
+    return f'<div class="pair">{"".join(pieces)}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

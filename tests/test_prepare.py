@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import random
 import shutil
@@ -10,13 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from jaxbert import config as recipes
 from jaxbert import prepare
 from jaxbert.convert import tokenizer as convert_tokenizer
-from jaxbert.data import packing, source, stages
+from jaxbert.data import engines, packing, source, stages
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.errors import BadInput
 
@@ -194,7 +194,7 @@ def test_no_training_document_stays_that_is_near_a_held_out_one(nearly):
 def test_near_duplicates_are_the_same_for_any_number_of_workers_and_leave_no_file(nearly):
     run(nearly, NEAR, keep_rejected=True)
     config = load(nearly, NEAR, f"--config.corpus.directory={nearly / 'other'}")
-    prepare.prepare(config, workers=2, keep_rejected=True)
+    prepare.prepare(config, engine=engines.Local(2), keep_rejected=True)
     assert digest(nearly / "corpus") == digest(nearly / "other")
     assert {p.suffix for p in (nearly / "corpus/documents").iterdir()} == {".array_record"}
 
@@ -253,10 +253,20 @@ def test_started_again_it_writes_no_stage_again(copy):
     assert before == {p: p.stat().st_mtime_ns for p in before} and corpus == (copy / "corpus/corpus.json").read_bytes()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs apache-beam: make test-slow")
+@pytest.mark.parametrize("mode", ["in_memory", pytest.param("multi_processing", marks=pytest.mark.slow)])
+def test_beam_writes_the_same_bytes(nearly, mode):
+    run(nearly, NEAR, keep_rejected=True)
+    beam = engines.Beam([f"--direct_running_mode={mode}", "--direct_num_workers=2"])
+    config = load(nearly, NEAR, f"--config.corpus.directory={nearly / 'other'}")
+    prepare.prepare(config, engine=beam, keep_rejected=True)
+    assert digest(nearly / "corpus") == digest(nearly / "other")
+
+
 def test_the_number_of_workers_changes_no_byte(copy):
     config = load(copy)
     other = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, directory=str(copy / "other")))
-    prepare.prepare(other, workers=2)
+    prepare.prepare(other, engine=engines.Local(2))
     assert digest(copy / "corpus") == digest(copy / "other")
 
 
@@ -500,18 +510,5 @@ def test_the_share_that_whole_words_reach_is_printed(copy, capsys):
 
 
 def test_blocks_are_bounded_in_documents_and_characters():
-    sizes = [len(b) for b in stages.blocks(["x" * 10] * 600 + ["x" * stages.BLOCK_CHARACTERS] * 2)]
-    assert sizes == [256, 256, 89, 1]
-
-
-def test_results_come_in_order_and_work_is_taken_only_as_fast_as_it_is_used():
-    taken = []
-
-    def work():
-        for i in range(100):
-            taken.append(i)
-            yield np.full(3, i)
-
-    results = stages.in_order(np.sum, work(), 2)
-    assert [int(next(results)[1]) for _ in range(3)] == [0, 3, 6] and len(taken) <= 3 + 2 * stages.IN_FLIGHT
-    results.close()
+    texts = ["x" * 10] * 5000 + ["x" * stages.BLOCK_CHARACTERS] * 2
+    assert [len(b) for b in stages.blocks(texts)] == [2048, 2048, 905, 1]

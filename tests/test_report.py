@@ -1,23 +1,29 @@
-"""The report: its numbers, that any text is safe in it, that it needs nothing else, and that it can lose nothing."""
+"""The report: its numbers, its pictures, that any text is safe in it, that it needs nothing else and loses nothing."""
 
 import dataclasses
+import io
 import json
 import random
 import re
 import shutil
+import struct
+import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, pre_tokenizers
 
-from jaxbert import config, prepare, report, webpage
+from jaxbert import census, charts, config, prepare, published, report, webpage
 from jaxbert.data import across, packing, source
 from jaxbert.data.tokenizer import TextTokenizer
+from jaxbert.errors import BadInput
 from tests.pseudo_galician import documents
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
@@ -77,7 +83,7 @@ def text_of(element):
 def table(directory, heading):
     """First cell → other cells, of the table after a heading."""
     main = tree(directory).find(f"{XHTML}body/{XHTML}main")
-    elements = list(main)
+    elements = list(main.iter())
     at = next(i for i, e in enumerate(elements) if e.tag in (f"{XHTML}h2", f"{XHTML}h3") and text_of(e) == heading)
     found = next(e for e in elements[at:] if e.tag == f"{XHTML}table")
     return {text_of(row[0]): [text_of(cell) for cell in row[1:]] for row in found.iter(f"{XHTML}tr")}
@@ -88,11 +94,9 @@ def table(directory, heading):
 
 def test_the_numbers_are_those_of_corpus_json(prepared):
     corpus = prepare.load_corpus(prepared)
-    fates = table(prepared, "Documents")
+    fates = table(prepared, "What became of the documents")
     shown = {name: int(cells[-1].split()[0].replace(",", "")) for name, cells in fates.items()}
-    named = {
-        " ".join(filter(None, (fate.replace("_", " "), report.MEANING.get(fate)))): fate for fate in corpus["fates"]
-    }
+    named = {" ".join(filter(None, (report._words(fate), report.MEANING.get(fate)))): fate for fate in corpus["fates"]}
     assert {named[name]: n for name, n in shown.items()} == {fate: n for fate, n in corpus["fates"].items() if n}
     assert sum(shown.values()) == corpus["documents"]
     for record in corpus["sources"]:
@@ -114,10 +118,10 @@ def test_fertility_is_tokens_a_white_space_word_and_the_sources_add_up(prepared)
         for document in source.read_documents(prepared, split):
             tokens[document["source"]] += len(tokenizer.encode([document["text"]])[0][0])
             words[document["source"]] += len(document["text"].split())
-    shown = table(prepared, "Tokens a word, by source")
+    shown = table(prepared, "Tokens a word")
     for name in tokens:
         assert shown[Path(name).name][-1] == f"{tokens[name] / words[name]:.3f}"
-    assert shown["all"][-1] == f"{tokens.total() / words.total():.3f}"
+    assert shown["all sources"][-1] == f"{tokens.total() / words.total():.3f}"
     assert tokens.total() == sum(corpus["tokens"].values())
 
 
@@ -125,10 +129,10 @@ def test_lengths_are_counted_by_the_powers_of_two_that_they_lie_between(copy):
     shown = {label: int(cells[-1].split()[0]) for label, cells in table(copy, "Documents by their tokens").items()}
     lengths = np.concatenate([np.diff(packing.TokenFile(copy / "tokens" / s, 600).offsets) for s in prepare.SPLITS])
     assert sum(shown.values()) == len(lengths)
-    made_up = report.Measured({}, np.zeros(report.LONGEST + 1, np.int64), report.LONGEST + 7, None, None, 0, 0, {}, {})
-    for length in (1, 2, 3, 4, 7, 8, 1023, 1024, report.LONGEST - 1, report.LONGEST):
+    made_up = census.Measured({}, np.zeros(census.LONGEST + 1, np.int64), census.LONGEST + 7, None, None, 0, 0, {}, {})
+    for length in (1, 2, 3, 4, 7, 8, 1023, 1024, census.LONGEST - 1, census.LONGEST):
         made_up.lengths[length] += 1
-    page = report._lengths(prepare.load_corpus(copy), made_up)
+    page = webpage.chart(report._chart_of_lengths(made_up))
     (copy / "report.html").write_text(f'<html xmlns="{XHTML[1:-1]}"><body><main>{page}</main></body></html>')
     found = {label: int(cells[-1].split()[0]) for label, cells in table(copy, "Documents by their tokens").items()}
     assert {label: n for label, n in found.items() if n} == {
@@ -152,8 +156,8 @@ def test_words_that_are_one_token_are_counted_across_the_chunks(monkeypatch):
     bounds = np.append(np.flatnonzero(starts), 1000)
     expected = int((np.diff(bounds) == 1).sum()), int(starts.sum())
     for chunk in (1, 7, 999, 1000, 5000):
-        monkeypatch.setattr(report, "CHUNK", chunk)
-        assert report._whole_words(starts) == expected
+        monkeypatch.setattr(census, "CHUNK", chunk)
+        assert census._whole_words(starts) == expected
 
 
 def test_near_duplicates_are_shown_beside_what_stayed_with_the_words_that_differ_marked(prepared):
@@ -177,6 +181,37 @@ def test_examples_of_duplicates_are_counted_exactly_whatever_the_order():
         assert [(e["id"], e["copies"]) for e in found] == [(f"id of {k}", n) for k, n in expected]
 
 
+@pytest.mark.parametrize("language", ["pl", "sv", "gl", "cs", "nl", "no", "nb", "nn", "pt", "tr", "de"])
+def test_three_published_tokenizers_are_known_for_the_language_of_every_recipe(language):
+    found = published.published(language)
+    assert len({p.tokenizer for p in found if not p.marks_are_words}) >= 3
+    for p in found:
+        assert p.text in published.CITED
+        assert 1 < float(p.tokens_a_word) < 3.1 and (not p.characters_a_token or 2 < float(p.characters_a_token) < 6)
+
+
+def test_published_figures_are_quotients_of_the_counts_of_the_same_text():
+    words, characters, tokens, *_ = published.FLORES["gl"]
+    xlm = published.published("gl")[0]
+    assert (xlm.tokenizer, xlm.text) == ("XLM-RoBERTa", "FLORES-200")
+    assert (xlm.tokens_a_word, xlm.characters_a_token) == (f"{tokens / words:.3f}", f"{characters / tokens:.3f}")
+    assert published.published("xx") == []
+
+
+def test_ours_stands_first_beside_the_published_tokenizers_by_both_ways_of_counting_words(prepared):
+    ours = table(prepared, "In figures")  # the first of that name is of lengths
+    assert "median" in ours
+    found = table(prepared, "Beside published tokenizers")
+    facts = table(prepared, "Tokenizer")
+    first, *others = [name for name in found if name]
+    assert first == "this one 600 entries, on this corpus" and len(others) == 3
+    assert found[first] == [
+        facts["tokens a word (fertility)"][0],
+        facts["characters a token, white space among them"][0],
+    ]
+    assert "multilingual BERT 119,547 entries, on Universal Dependencies 2.3" in text_of(tree(prepared))
+
+
 # --- any text ---
 
 
@@ -195,12 +230,96 @@ def test_any_text_is_well_formed_in_the_page(text):
 
 def test_the_page_needs_nothing_from_elsewhere(prepared):
     page = read(prepared).replace('xmlns="http://www.w3.org/1999/xhtml"', "")
-    assert not re.search(r"\b(src|href|srcset|action|data)=|url\(|@import|https?:|//", page)
+    assert not re.search(r"\b(src|srcset|action|data)=|href=\"[^#]|url\(|@import|https?:|//", page)
     assert not re.search(r"\son\w+=", re.sub(r">[^<]*<", "><", page))  # in no element
 
 
 def test_no_path_of_this_machine_is_in_the_page(prepared):
     assert str(prepared.parent) not in read(prepared)
+
+
+def test_every_link_of_the_page_leads_to_a_section_and_every_section_has_a_link(prepared):
+    links = [a.get("href") for a in tree(prepared).iter(f"{XHTML}a")]
+    assert links == [f"#{section.get('id')}" for section in tree(prepared).iter(f"{XHTML}section")] and len(links) == 8
+
+
+# --- pictures ---
+
+
+def size_of(path):
+    """(width, height) of a PNG, from its header."""
+    head = Path(path).read_bytes()[:24]
+    assert head.startswith(b"\x89PNG")
+    return struct.unpack(">II", head[16:24])
+
+
+def test_every_chart_of_the_page_is_a_picture_of_the_same_bytes_each_time(copy):
+    paths = report.write_pictures(copy)
+    names = {"sources", "tokens", "documents", "paragraphs", "lengths", "fertility", "overview"}  # no language rejected
+    assert {p.name for p in (copy / "report").iterdir()} == {p.name for p in paths} == {f"{n}.png" for n in names}
+    before = {p: p.read_bytes() for p in paths}
+    assert report.write_pictures(copy) == paths and before == {p: p.read_bytes() for p in paths}
+    assert size_of(copy / "report/sources.png")[0] == 1600 and size_of(copy / "report/overview.png")[0] == 2200
+
+
+def test_a_users_own_settings_of_matplotlib_change_no_picture():
+    chart = charts.counted("a title", [("one", "remark", 3), ("two", "", 1)])
+    expected = charts.png(chart, "about")
+    with matplotlib.rc_context({"font.family": "serif", "text.color": "red", "font.size": 20}):
+        assert charts.png(chart, "about") == expected
+
+
+@pytest.mark.parametrize("label", ["$x_1$ of $", "a" * 500, "\u6f22\u5b57", "", "tab\there", "$\\frac{$"])
+def test_any_label_can_be_drawn_without_a_warning(label, tmp_path, recwarn):
+    chart = charts.counted(label, [(label, label, 1)], label)
+    (tmp_path / "a.png").write_bytes(charts.png(chart, label, dots=50))
+    assert size_of(tmp_path / "a.png")[0] == 400 and not recwarn.list
+
+
+def test_a_picture_has_the_colours_of_the_page_on_white():
+    chart = charts.Chart("t", (charts.Bar("b", tuple((part, 0.2) for part in charts.COLORS), "1"),))
+    with Image.open(io.BytesIO(charts.png(chart, "about", dots=50))) as image:
+        found = Counter(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+    assert found.most_common(1)[0][0] == (255, 255, 255)
+    for color in (*charts.COLORS.values(), charts.TINT):
+        assert found[tuple(bytes.fromhex(color[1:]))] > 50
+        assert color in webpage.STYLE or color == charts.TINT
+
+
+def test_long_labels_lose_their_middle_and_fit():
+    assert charts._clipped("a" * 20, 20) == "a" * 20
+    assert charts._clipped("begins" + "x" * 500 + "ends", 12) == "begin…xends"
+
+
+def test_a_picture_shows_so_many_bars_and_says_how_many_more_there_are(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts._Pen, "write", lambda pen, x, y, text, *_, **__: drawn.append(text))
+    charts.png(charts.counted("t", [(f"label {n}", "", n) for n in range(charts.BARS + 7)]), "about", 20)
+    assert sum(text.startswith("label") for text in drawn) == charts.BARS
+    assert "7 more are in report.html." in drawn
+
+
+def test_pictures_of_another_corpus_are_taken_away_with_its_report(copy):
+    report.write_pictures(copy, dots=20)
+    report.write_report(copy)
+    assert (copy / "report").is_dir()
+    (copy / "corpus.json").write_text((copy / "corpus.json").read_text() + "\n")
+    report.write_report(copy)
+    assert not (copy / "report").exists()
+
+
+def test_the_command_writes_page_and_pictures_and_names_what_it_cannot_use(copy, tmp_path, capsys, monkeypatch):
+    (copy / "report.html").unlink()
+    report.main([f"--corpus={copy}", "--dots=30"])
+    assert (copy / "report.html").is_file() and size_of(copy / "report/fertility.png")[0] == 240
+    assert str(copy / "report/overview.png") in capsys.readouterr().out
+    with pytest.raises(BadInput, match="--corpus: .* has no corpus.json, .*; run jaxbert.prepare"):
+        report.main([f"--corpus={tmp_path}"])
+    with pytest.raises(BadInput, match="--dots: 5000 dots an inch; give 20 to 1000"):
+        report.main([f"--corpus={copy}", "--dots=5000"])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(BadInput, match=r'pip install "jaxbert\[pictures\]"'):
+        report.main([f"--corpus={copy}"])
 
 
 # --- corpora of other kinds ---
@@ -287,7 +406,7 @@ def test_rejected_languages_benchmarks_removals_and_boilerplate_are_shown_where_
 
     shown = text_of(rewritten(copy, change))
     languages = table(copy, "Rejected paragraphs, by language")
-    assert languages["es"][-1].startswith("7 ") and languages["10 others"][-1].startswith("10 ")
+    assert languages["es"][-1].startswith("7 ") and languages["14 others"][-1].startswith("14 ")
     assert table(copy, "Overlap with test data")["test.jsonl"] == ["41", "3"]
     assert table(copy, "Boilerplate")["<all> rights"] == ["17"]
     assert shown.count("2.5 times") == 1

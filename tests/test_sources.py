@@ -14,7 +14,7 @@ import pytest
 from jaxbert import config as recipes
 from jaxbert import prepare, runs
 from jaxbert.config import Clean, Config, Corpus, Data, Evaluation, Model, Source, Tokenizer, Train
-from jaxbert.data import source
+from jaxbert.data import engines, source
 from jaxbert.errors import BadInput
 
 SYLLABLES = ["ba", "ca", "da", "fe", "ge", "le", "mi", "ni", "ri", "to", "vo", "xo", "tu"]
@@ -197,7 +197,7 @@ def test_a_source_is_read_and_cleaned_by_its_own_settings_and_the_rest_by_the_co
 def test_the_number_of_workers_changes_no_byte_with_several_sources(place):
     own = domain(place, weight=1.5, clean=dataclasses.replace(PLAIN, min_words=20))
     run(place, own)
-    prepare.prepare(settings(place, own, directory="other"), workers=2)
+    prepare.prepare(settings(place, own, directory="other"), engine=engines.Local(2))
     assert digest(place / "corpus") == digest(place / "other")
 
 

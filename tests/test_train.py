@@ -197,7 +197,7 @@ def test_a_run_may_stop_at_the_first_bad_step(
     tiny_corpus: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {3})
-    with pytest.raises(Diverged, match=r"step 3: loss nan.*rows: \["):
+    with pytest.raises(Diverged, match=r"step 3: loss nan.*rows in rows_64: \["):
         train.train(change(tiny_corpus, train={"bad_step": "stop"}), tmp_path / "run")
 
 

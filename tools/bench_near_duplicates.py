@@ -38,12 +38,15 @@ def real_documents(recipe: str, count: int) -> list[str]:
     corpus = recipes.resolve(recipes.load(recipe)).corpus
     steps = dataclasses.replace(corpus.clean, identify_language=False, duplicates="document")
     corpus = dataclasses.replace(corpus, clean=steps)
-    duplicates, found = clean.Duplicates("document"), []
+    seen: set[str] = set()
+    found = []
     for source in readers.sources(corpus):
         documents = (d for d in readers.read(source, corpus) if isinstance(d, readers.Document))
         for block in stages.blocks(documents):
-            kept = (duplicates.document(cleaned) for cleaned in clean.clean_block(block, corpus))
-            found += [c.text for c in kept if c.fate == "kept" and len(c.text.split()) >= LEAST_WORDS]
+            for cleaned in clean.clean_block(block, corpus):
+                if cleaned.fate == "kept" and cleaned.own_hash not in seen and len(cleaned.text.split()) >= LEAST_WORDS:
+                    found.append(cleaned.text)
+                seen.add(cleaned.own_hash)
     taken = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).astype(int))
     return [found[i] for i in taken]
 

@@ -1,7 +1,6 @@
 """Cleaning: repair, control characters, personal data, paragraphs, language, duplicates; every outcome is counted.
 
-`clean_block` is pure and runs in worker processes; what depends on other documents or on lists (`Removal`,
-`Duplicates`, across.py) is applied after it, in input order, so the result does not depend on the number of workers.
+`clean_block` is pure; what judges a document by lists is `Removal`, what needs all documents is across.py.
 """
 
 import collections
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import ftfy
-import numpy as np
 import xxhash
 from ftfy.badness import is_bad
 from ftfy.chardata import LIGATURES, WIDTH_MAP
@@ -63,7 +61,6 @@ class Cleaned:
     # "repaired_lines", "control_characters" (NUL among them), "nul_bytes", "masked_emails", "masked_phones",
     # "masked_identity_numbers" → how many
     overlaps: dict[str, int] = dataclasses.field(default_factory=dict)  # benchmark → runs of words that it has, too
-    signature: tuple[np.ndarray, np.ndarray] | None = None  # of a kept document, of near.py
 
 
 def check(corpus: Corpus) -> None:
@@ -128,7 +125,7 @@ def _clean(original: str, corpus: Corpus) -> Cleaned:
     result.paragraphs = +result.paragraphs
     if kept:
         result.text = "\n".join(kept)
-        result.own_hash = _hash(result.text)
+        result.own_hash = digest(result.text).hex()
         if steps.repetition.filter and (reason := repetition.reason(result.text, steps.repetition)):
             return rejected(result, "repetition", reason, "repetition")
     elif lost["language"] > lost.total() / 2:
@@ -200,7 +197,7 @@ def letters_share(text: str) -> float:
     visible = "".join(text.split())
     letters = sum(map(str.isalpha, visible))
     if letters < len(visible) and not visible.isascii():
-        letters += sum(unicodedata.category(c)[0] == "M" for c in visible)
+        letters += sum(visible.count(c) for c in set(visible) if unicodedata.category(c)[0] == "M")
     return letters / max(1, len(visible))
 
 
@@ -209,6 +206,7 @@ def letters_share(text: str) -> float:
 PARAGRAPH_CHARACTERS = 400  # of a paragraph that the identifier sees; at 80, its default, it errs ten times as often
 CONTEXT_CHARACTERS = 1000  # of neighbours that are judged together
 POSSIBLE = 0.01  # a paragraph that is an accepted language with less than this is judged without its neighbours
+CERTAIN = 0.5  # paragraphs that are all an accepted language with at least this need no context
 FLOOR = 0.003  # what the context leaves to a language that it rules out
 _ALIASES = {"nb": "no", "fil": "tl", "iw": "he", "in": "id"}  # codes in use → the identifier's
 
@@ -230,10 +228,19 @@ def _identifier() -> Any:
     return fasttext.load_model(str(Path(spec.origin).parent / "resources" / "lid.176.ftz"))
 
 
-def _probabilities(text: str) -> dict[str, float]:
-    # Capitals mislead the identifier; it was trained on sentences.
+def _predict(text: str) -> dict[str, float]:
+    """The five most probable languages."""
+    # Capitals mislead the identifier; it was trained on sentences. (Its `predict` of a list is broken.)
     labels, values = _identifier().predict(text.lower() if text.isupper() else text, k=5)
     return {label.removeprefix("__label__"): float(p) for label, p in zip(labels, values, strict=True)}
+
+
+_predict_short = functools.lru_cache(maxsize=50_000)(_predict)  # short paragraphs repeat; about 30 MB
+SHORT = 100  # characters
+
+
+def _probabilities(text: str) -> dict[str, float]:
+    return _predict_short(text) if len(text) <= SHORT else _predict(text)
 
 
 def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> list[str]:
@@ -243,8 +250,9 @@ def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> lis
     or Portuguese. So a paragraph's probabilities are multiplied by those of its surroundings, which are the next
     paragraphs that may be in an accepted language at all, joined up to CONTEXT_CHARACTERS, and normalised again. An
     English paragraph between Galician ones stays English (it is Galician with next to no probability), a short Galician
-    one is no longer Spanish. A paragraph with no such neighbours is judged by itself. A paragraph that is most probably
-    in an accepted language, but under the threshold, was taken for "unsure".
+    one is no longer Spanish. A paragraph with no such neighbours is judged by itself, and so are those of surroundings
+    where none is doubtful. A paragraph that is most probably in an accepted language, but under the threshold, was
+    taken for "unsure".
     """
     own = [_probabilities(p[:PARAGRAPH_CHARACTERS].replace("\n", " ")) for p in paragraphs]
 
@@ -253,7 +261,7 @@ def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> lis
 
     possible = [i for i, p in enumerate(own) if share(p) >= POSSIBLE]
     for run in _runs(possible, [len(p) for p in paragraphs]):
-        if len(run) == 1:
+        if len(run) == 1 or min(share(own[i]) for i in run) >= max(threshold, CERTAIN):
             continue
         joined = " ".join(paragraphs[i][:PARAGRAPH_CHARACTERS] for i in run)
         context = _probabilities(joined[: 2 * CONTEXT_CHARACTERS].replace("\n", " "))
@@ -287,49 +295,9 @@ def _runs(indices: list[int], lengths: list[int]) -> list[list[int]]:
 # --- duplicates ---
 
 
-def _hash(text: str) -> str:
-    """xxh3_128 (hex) with white space collapsed, so that texts that differ in it alone are equal."""
-    return xxhash.xxh3_128_hexdigest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
-
-
-class Duplicates:
-    """Exact duplicates, the first in input order stays: of documents and, in mode "paragraph", of paragraphs.
-
-    Documents are compared by `Cleaned.own_hash`. Memory: about 100 bytes a distinct document or paragraph.
-    """
-
-    def __init__(self, mode: str):
-        """`mode` is `corpus.clean.duplicates`: "off", "document" or "paragraph"."""
-        self.mode = mode
-        self.documents: set[bytes] = set()
-        self.paragraphs: set[bytes] = set()
-
-    def document(self, cleaned: Cleaned) -> Cleaned:
-        """The document, with the fate "duplicate" if it was there before; others than "kept" pass."""
-        if self.mode == "off" or cleaned.fate != "kept":
-            return cleaned
-        whole = bytes.fromhex(cleaned.own_hash)
-        if whole in self.documents:
-            return rejected(cleaned, "duplicate", "of a document", "duplicate")
-        self.documents.add(whole)
-        return cleaned
-
-    def paragraph(self, cleaned: Cleaned) -> Cleaned:
-        """The document without paragraphs that were there before, or with the fate "duplicate" if none is left."""
-        if self.mode != "paragraph" or cleaned.fate != "kept":
-            return cleaned
-        paragraphs, kept = cleaned.text.split("\n"), []
-        for paragraph in paragraphs:
-            key = bytes.fromhex(_hash(paragraph))
-            if key not in self.paragraphs:
-                self.paragraphs.add(key)
-                kept.append(paragraph)
-        counts = collections.Counter(cleaned.paragraphs)
-        counts["duplicate"] = len(paragraphs) - len(kept)
-        counts["kept"] = len(kept)
-        if not kept:
-            return dataclasses.replace(cleaned, fate="duplicate", detail="of paragraphs", paragraphs=+counts)
-        return dataclasses.replace(cleaned, text="\n".join(kept), paragraphs=+counts)
+def digest(text: str) -> bytes:
+    """xxh3_128 with white space collapsed, so that texts that differ in it alone are equal."""
+    return xxhash.xxh3_128_digest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
 
 
 def rejected(cleaned: Cleaned, fate: str, detail: str, outcome: str) -> Cleaned:

@@ -1,125 +1,164 @@
 """The documents of a corpus: all that is in the input, cleaned, judged, counted and split. `prepare`'s first stage."""
 
+import collections
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxbert.config import Corpus
-from jaxbert.data import across, clean, overlap, readers, source, stages
+from jaxbert.data import across, clean, engines, overlap, parts, readers, source, stages
+from jaxbert.data.engines import Engine
 from jaxbert.errors import BadInput
 
 SPLITS = ("train", "validation")
 
 
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What became of a part, and its documents as they are stored."""
+
+    records: list[tuple[str, bytes]]  # (split, JSON) of the kept documents, in order
+    rejected: bytes  # JSON lines of the others, if wanted
+    fates: dict[str, Counter]  # by source
+    counts: dict[str, Counter]  # "paragraphs", "languages", "changed", "overlaps"; and by split documents, characters
+    duplicates: across.Examples
+    near: across.Examples
+
+
 def make_documents(
-    folder: Path, corpus: Corpus, found: Sequence[readers.Source], workers: int, rejected: Path | None
+    folder: Path, corpus: Corpus, found: Sequence[readers.Source], engine: Engine, rejected: Path | None
 ) -> dict[str, Any]:
     """Read, clean, deduplicate and split all of `found` into files of documents in `folder`.
+
+    Parts of the input are cleaned by `engine` (parts.py), compared in this process (across.py), judged by `engine` and
+    written in order. In between they lie in `folder`, compressed: about as many bytes as the input's text with near
+    duplicates, half of it without.
 
     Returns the counts: fates (which add up to the input) over all and by source, what happened to paragraphs, what
     rejected text was taken for, documents and characters a split, a fingerprint of all that was written. With
     `rejected`, a folder, the other documents go there. Raises BadInput where a split would be empty.
     """
-    fates: dict[str, Counter] = {s.name: Counter() for s in found}
-    paragraphs: Counter = Counter()
-    languages: Counter = Counter()
-    changed: Counter = Counter()
-    overlaps: Counter = Counter()
-    splits = {split: Counter(documents=0, characters=0) for split in SPLITS}
-    duplicates, removal = clean.Duplicates(corpus.clean.duplicates), clean.Removal(corpus)
-    report: dict[str, Any] = {}
-    fingerprint = hashlib.sha256()
-    with contextlib.ExitStack() as stack:
-        shards = {split: stack.enter_context(source.Shards(folder, split)) for split in SPLITS}
-        out = stack.enter_context(open(rejected / "rejected.jsonl", "wb")) if rejected else None
-        documents = _cleaned_documents(corpus, found, workers, removal, duplicates)
-        documents = across.judged(documents, corpus, folder, report, keep_texts=rejected is not None)
-        for document, result in documents:
-            result = duplicates.paragraph(result)
-            fates[document.source][result.fate] += 1
-            paragraphs.update(result.paragraphs)
-            languages.update(result.languages)
-            changed.update(result.changed)
-            if result.fate in ("kept", "benchmark"):
-                overlaps.update(result.overlaps.keys())
-            if result.fate == "kept":
-                split = clean.split_of(result, corpus.validation_share)
-                record = _json_line({"text": result.text, **_identity(document)})
-                shards[split].write(record)
-                fingerprint.update(record)
-                splits[split].update(documents=1, characters=len(result.text))
-            elif out:
-                # What must not be there is not there, either.
-                text = "" if result.fate == "removed" else document.text
-                reason = {"fate": result.fate, "detail": result.detail}
-                out.write(_json_line({"text": text, **_identity(document), **reason}) + b"\n")
+    with tempfile.TemporaryDirectory(dir=folder, prefix="parts-", ignore_cleanup_errors=True) as temporary:
+        place = Path(temporary).absolute()  # a cluster's machines have another working directory
+        made = _make_parts(place, corpus, found, engine, keep_texts=rejected is not None)
+        decided = across.decide(made, place, corpus)
+        fates: dict[str, Counter] = {s.name: Counter() for s in found}
+        counts: dict[str, Counter] = collections.defaultdict(Counter)
+        repeated, near = across.Examples(), across.Examples()
+        fingerprint = hashlib.sha256()
+        work = functools.partial(judge_part, decided=decided, corpus=corpus, keep_rejected=rejected is not None)
+        with contextlib.ExitStack() as stack:
+            shards = {split: stack.enter_context(source.Shards(folder, split)) for split in SPLITS}
+            out = stack.enter_context(open(rejected / "rejected.jsonl", "wb")) if rejected else None
+            for judgement in engine.map(work, list(enumerate(made)), engines.whole, place):
+                for split, record in judgement.records:
+                    shards[split].write(record)
+                    fingerprint.update(record)
+                if out:
+                    out.write(judgement.rejected)
+                for name, fate in judgement.fates.items():
+                    fates[name].update(fate)
+                for name, count in judgement.counts.items():
+                    counts[name].update(count)
+                repeated.merge(judgement.duplicates)
+                near.merge(judgement.near)
+    removal = clean.Removal(corpus)
+    for part in made:
+        for line, documents in part.removed.items():
+            removal.matched[line] += documents
     _say_unmatched(removal)
+    report = decided.report | repeated.report("duplicate_examples")
+    if corpus.clean.near_duplicates:
+        report["near_duplicates"] |= near.report("examples")
     total = sum(fates.values(), Counter())
-    _check_enough(corpus, total, languages, splits)
+    splits = {split: {"documents": 0, "characters": 0} | counts[split] for split in SPLITS}
+    _check_enough(corpus, total, counts["languages"], splits)
     by_source = {name: dict(sorted(count.items())) for name, count in fates.items()}
     return {
         "sources": [{**s.record(), "documents": by_source[s.name]} for s in found],
         "documents": total.total(),
         "fates": {fate: total[fate] for fate in clean.FATES},
-        "paragraphs": dict(sorted(paragraphs.items())),
-        "changed": dict(sorted(changed.items())),
-        "languages_rejected": dict(languages.most_common()),
-        **({"benchmarks": overlap.report(corpus, overlaps)} if corpus.benchmarks else {}),
+        "paragraphs": dict(sorted(counts["paragraphs"].items())),
+        "changed": dict(sorted(counts["changed"].items())),
+        "languages_rejected": dict(counts["languages"].most_common()),
+        **({"benchmarks": overlap.report(corpus, counts["overlaps"])} if corpus.benchmarks else {}),
         **({"remove": removal.report()} if corpus.remove else {}),
         **report,
-        "splits": {split: dict(count) for split, count in splits.items()},
+        "splits": splits,
         "fingerprint": fingerprint.hexdigest(),
     }
 
 
-def _cleaned_documents(
-    corpus: Corpus,
-    found: Sequence[readers.Source],
-    workers: int,
-    removal: clean.Removal,
-    duplicates: clean.Duplicates,
-) -> Iterator[tuple[readers.Document | readers.Unread, clean.Cleaned]]:
-    """All that is in the input, cleaned, with what is to be removed and repeated documents found, in order."""
-    stream = itertools.chain.from_iterable(readers.read(s, corpus) for s in found)
-    file, done, count, kept = "", 0, 0, 0
+def _make_parts(
+    place: Path, corpus: Corpus, found: Sequence[readers.Source], engine: Engine, *, keep_texts: bool
+) -> list[parts.Part]:
+    made: list[parts.Part] = []
+    done = documents = fit = 0
+    work = functools.partial(parts.make, folder=place, corpus=corpus, keep_texts=keep_texts)
+    expand = functools.partial(parts.works, corpus=corpus)
     with stages.Progress("documents", sum(len(s.files) for s in found), "files") as progress:
-        work = functools.partial(clean_documents, corpus, own_settings(corpus, found))
-        for block, results in stages.in_order(work, stages.blocks(stream), workers):
-            for document, result in zip(block, results, strict=True):
-                result = duplicates.document(removal.apply(document, result))
-                yield document, result
-                count, kept = count + 1, kept + (result.fate == "kept")
-                if (name := document.id.rpartition("#")[0]) != file:
-                    file, done = name, done + 1
-            progress.update(done, f"{count:,} documents, {kept:,} kept")
+        for part in engine.map(work, parts.divided(found), expand, place):
+            made.append(part)
+            done, documents, fit = done + part.files, documents + part.documents, fit + part.texts
+            progress.update(done, f"{documents:,} documents, {fit:,} fit to be compared")
+    return made
 
 
-def own_settings(corpus: Corpus, found: Sequence[readers.Source]) -> dict[str, Corpus]:
-    """Source → the settings that its documents are cleaned with, where they are not the corpus's."""
-    return {s.name: s.settings(corpus) for s in found if s.own and s.own.clean}
+def judge_part(
+    numbered: tuple[int, parts.Part], decided: across.Decided, corpus: Corpus, keep_rejected: bool
+) -> Judgement:
+    """Apply what was decided to a part, and count. Pure; reads the part's files and those of `across.decide`."""
+    records: list[tuple[str, bytes]] = []
+    rejected: list[bytes] = []
+    fates: dict[str, Counter] = collections.defaultdict(Counter)
+    counts: dict[str, Counter] = collections.defaultdict(Counter)
+    repeated, near = across.Examples(), across.Examples()
+    for document, result in across.judged(*numbered, decided):
+        fates[document.source][result.fate] += 1
+        counts["paragraphs"].update(result.paragraphs)
+        counts["languages"].update(result.languages)
+        counts["changed"].update(result.changed)
+        if result.fate in ("kept", "benchmark"):
+            counts["overlaps"].update(result.overlaps.keys())
+        if result.fate == "kept":
+            split = clean.split_of(result, corpus.validation_share)
+            records.append((split, _json_line({"text": result.text, **_identity(document)})))
+            counts[split].update(documents=1, characters=len(result.text))
+        elif keep_rejected:
+            # What must not be there is not there, either.
+            text = "" if result.fate == "removed" else document.text
+            reason = {"fate": result.fate, "detail": result.detail}
+            rejected.append(_json_line({"text": text, **_identity(document), **reason}) + b"\n")
+        if result.fate == "duplicate" and result.detail == "of a document":
+            repeated.add(result.own_hash, document.id, result.text)
+        elif result.fate in ("near_duplicate", "near_validation"):
+            similarity, _, other = result.detail.partition(" ")
+            key = f"{result.own_hash} {document.id}"
+            near.add(key, document.id, result.text, similarity=float(similarity), other=other)
+    return Judgement(records, b"".join(rejected), dict(fates), dict(counts), repeated, near)
 
 
-def clean_documents(
-    corpus: Corpus, own: dict[str, Corpus], block: list[readers.Document | readers.Unread]
+def judge_sample(
+    documents: list[readers.Document | readers.Unread], corpus: Corpus, found: Sequence[readers.Source]
 ) -> list[clean.Cleaned]:
-    """`clean_block`, with what could not be read in its place, and compared with benchmarks and signed."""
-    cleaned: list[clean.Cleaned] = []
-    whole = (d for d in block if isinstance(d, readers.Document))
-    for name, documents in itertools.groupby(whole, lambda d: d.source):
-        cleaned += clean.clean_block(list(documents), own.get(name, corpus))
-    overlap.mark(cleaned, corpus)
-    across.sign_kept(cleaned, corpus)
-    in_order = iter(cleaned)
-    return [
-        next(in_order) if isinstance(d, readers.Document) else clean.Cleaned(text="", fate=d.reason, detail=d.detail)
-        for d in block
-    ]
+    """What becomes of some documents, as if they were all; in the same order."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place, by_name = Path(temporary), {s.name: s for s in found}
+        made: list[parts.Part] = []
+        for name, block in itertools.groupby(documents, lambda d: d.source):
+            work = parts.Work(f"{len(made):08d}", dataclasses.replace(by_name[name], files=()), list(block))
+            made.append(parts.make(work, place, corpus, keep_texts=False))
+        decided = across.decide(made, place, corpus)
+        judged = (across.judged(number, part, decided) for number, part in enumerate(made))
+        return [result for _, result in itertools.chain.from_iterable(judged)]
 
 
 def _say_unmatched(removal: clean.Removal, most: int = 20) -> None:
@@ -138,7 +177,7 @@ def _identity(document: readers.Document | readers.Unread) -> dict[str, Any]:
     return {"id": document.id, "source": document.source, "meta": meta}
 
 
-def _check_enough(corpus: Corpus, fates: Counter, languages: Counter, splits: dict[str, Counter]) -> None:
+def _check_enough(corpus: Corpus, fates: Counter, languages: Counter, splits: dict[str, dict[str, int]]) -> None:
     kept, counts = fates["kept"], ", ".join(f"{n:,} {fate}" for fate, n in fates.most_common())
     if not kept:
         taken_for = f"; rejected text was taken for {shares(languages)}" if languages else ""

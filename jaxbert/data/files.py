@@ -58,6 +58,21 @@ class Unread:
     text: str = ""  # as far as there is any, for --keep-rejected
 
 
+@dataclasses.dataclass(frozen=True)
+class Unparsed:
+    """One document whose parsing takes longer than its reading, so that it is done where the document is cleaned."""
+
+    text: bytes  # as it was found
+    parse: Callable[..., "Document | Unread"]  # of `text` and `arguments`; importable by name
+    arguments: tuple[Any, ...]
+    name: Callable[["str | Document | Unread"], "Document | Unread"] | None = None  # readers.read fills it in
+
+    def parsed(self) -> "Document | Unread":
+        """The document, named if that is known."""
+        found = self.parse(self.text, *self.arguments)
+        return self.name(found) if self.name else found
+
+
 def unread(reason: str, detail: str, text: str = "") -> Unread:
     """An Unread of which `readers.read` fills in the rest."""
     return Unread(id="", source="", reason=reason, detail=detail, text=text)

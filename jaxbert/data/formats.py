@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from jaxbert.config import Corpus
 from jaxbert.data import debian, files, markup, wiki
-from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unread, unread
+from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unparsed, Unread, unread
 from jaxbert.errors import BadInput
 
 BATCH_ROWS = 64  # of a parquet file, decoded at once
@@ -40,7 +40,7 @@ REASONS = (
 )
 
 # From a path or URL to what is in the file; `readers.read` fills in ids and sources. A Document brings meta of its own.
-Reader = Callable[[str, Corpus], Iterator[str | Document | Unread]]
+Reader = Callable[[str, Corpus], Iterator[str | Document | Unread | Unparsed]]
 
 
 def text(path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:

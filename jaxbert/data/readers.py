@@ -8,6 +8,7 @@ can act on.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import posixpath
@@ -19,7 +20,7 @@ from typing import Any
 from jaxbert import config
 from jaxbert.config import Corpus
 from jaxbert.data import debian, files, formats
-from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unread, unread
+from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unparsed, Unread, unread
 from jaxbert.data.formats import READERS, Reader, format_of
 from jaxbert.errors import BadInput
 
@@ -174,23 +175,39 @@ def read(source: Source, corpus: Corpus) -> Iterator[Document | Unread]:
     Raises BadInput where the user has to decide: text that is not UTF-8 (file and byte; `corpus.invalid_utf8`), JSON
     lines that are broken or lack the field (file and line).
     """
-    corpus, limit = source.settings(corpus), files.limit(corpus)
+    return map(parsed, read_unparsed(source, corpus))
+
+
+def read_unparsed(source: Source, corpus: Corpus) -> Iterator[Document | Unread | Unparsed]:
+    """As `read`, but documents whose parsing takes longer than reading them are left for `parsed`, elsewhere."""
+    corpus = source.settings(corpus)
     for name, path, form in source.files:
         number = 0
         for found in _guarded(READERS[form], path, corpus):
             number += 1
-            id = f"{name}#{number}"
-            if isinstance(found, Unread):
-                yield dataclasses.replace(found, id=id, source=source.name)
-                continue
-            text, meta = (found.text, found.meta) if isinstance(found, Document) else (found, {})
-            if len(text) * 4 > limit and (size := len(text.encode("utf-8", "surrogatepass"))) > limit:
-                yield Unread(id, source.name, "too_long", f"{name}: a document of {size:,} bytes; {TOO_LONG_REMEDY}")
-            else:
-                yield Document(text, id, source.name, {"format": form} | meta)
+            named = functools.partial(
+                _named, id=f"{name}#{number}", source=source.name, form=form, limit=files.limit(corpus)
+            )
+            yield dataclasses.replace(found, name=named) if isinstance(found, Unparsed) else named(found)
 
 
-def _guarded(reader: Reader, path: str, corpus: Corpus) -> Iterator[str | Document | Unread]:
+def parsed(found: Document | Unread | Unparsed) -> Document | Unread:
+    """The document itself. Raises BadInput as `read` does."""
+    return found.parsed() if isinstance(found, Unparsed) else found
+
+
+def _named(found: str | Document | Unread, id: str, source: str, form: str, limit: int) -> Document | Unread:
+    """What a reader found with its id and source; too long a document is an Unread."""
+    if isinstance(found, Unread):
+        return dataclasses.replace(found, id=id, source=source)
+    text, meta = (found.text, found.meta) if isinstance(found, Document) else (found, {})
+    if len(text) * 4 > limit and (size := len(text.encode("utf-8", "surrogatepass"))) > limit:
+        name = id.rpartition("#")[0]
+        return Unread(id, source, "too_long", f"{name}: a document of {size:,} bytes; {TOO_LONG_REMEDY}")
+    return Document(text, id, source, {"format": form} | meta)
+
+
+def _guarded(reader: Reader, path: str, corpus: Corpus) -> Iterator[str | Document | Unread | Unparsed]:
     """What the reader yields; a file that it fails on ends in an Unread instead of ending the run."""
     try:
         yield from reader(path, corpus)

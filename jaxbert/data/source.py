@@ -170,6 +170,8 @@ def read_documents(directory: Path, split: str, numbers: Sequence[int] | None = 
 
     first = 0  # number of the file's first document
     for path in sorted((Path(directory) / "documents").glob(f"{split}-*.array_record")):
+        if numbers is not None and (not len(numbers) or numbers[-1] < first):
+            return
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
         count = reader.num_records()
         wanted = range(count) if numbers is None else [n - first for n in numbers if first <= n < first + count]
@@ -253,8 +255,8 @@ class Feed:
     """
 
     def __init__(self, folder: Path, batch_size: int, seed: int) -> None:
-        """`folder`: rows_<T> or single_<T>. Raises BadInput as `Rows` does, or if there are no rows."""
-        single, self.seed = folder / "single.json", seed
+        """`folder`: rows_<T> or single_<T>, of any mixture. Raises BadInput as `Rows` does, or if there are no rows."""
+        single, self.folder, self.seed = folder / "single.json", folder, seed
         self.buckets: list[Rows] = []
         if single.is_file():
             about = _read_json(single)
@@ -283,16 +285,18 @@ class Feed:
         """Of an epoch, by bucket; the last one of a bucket is filled up with empty rows."""
         return [-(-len(rows) // size) for rows, size in zip(self.buckets, self.batch_sizes, strict=True)]
 
-    def at(self, step: int) -> tuple[Rows, np.ndarray, np.ndarray]:
+    def at(self, step: int, first: int = 0) -> tuple[Rows, np.ndarray, np.ndarray]:
         """(rows, epoch_B, row_B int64) of `step`, from 0; a row number equal to len(rows) stands for an empty row.
 
         Every row is read exactly once an epoch. The steps of an epoch are a permutation too, so buckets alternate.
+        `first`: where step 0 begins, of `after`.
         """
         if len(self.buckets) == 1 and not self.buckets[0].one_document:
             rows = self.buckets[0]
-            return rows, *rows_of_step(step, self.batch_sizes[0], len(rows), self.seed)
+            return rows, *rows_of_step(step, self.batch_sizes[0], len(rows), self.seed, first)
         steps = self._steps()
         epoch, place = divmod(step, sum(steps))
+        epoch += -(-first // len(self))
         number = int(permute(np.array([place]), sum(steps), _epoch_key(self.seed, epoch, sum(steps)))[0])
         bucket = int(np.searchsorted(np.cumsum(steps), number, side="right"))
         rows, size = self.buckets[bucket], self.batch_sizes[bucket]
@@ -301,6 +305,16 @@ class Feed:
         real_B = place_B < len(rows)
         row_B[real_B] = permute(place_B[real_B], len(rows), _epoch_key(self.seed, epoch, rows.first + len(rows)))
         return rows, np.full(size, epoch, np.int64), row_B
+
+    def after(self, steps: int, first: int = 0) -> int:
+        """Where a feed of the same rows, whatever its batch size, goes on after `steps` that began at `first`.
+
+        Rows, counted on from epoch to epoch. Rows of one document go on with the next epoch: an epoch of them is cut
+        into steps by the batch size.
+        """
+        if len(self.buckets) == 1 and not self.buckets[0].one_document:
+            return first + steps * self.batch_sizes[0]
+        return (-(-first // len(self)) + -(-steps // sum(self._steps()))) * len(self)
 
     def shapes(self) -> list[tuple[int, int, float]]:
         """(rows of a batch, their length, share of the steps) of every bucket."""
@@ -318,15 +332,16 @@ def _epoch_key(seed: int, epoch: int, what: int) -> int:
     return int(masking.row_keys(seed, np.array([epoch]), np.array([what]))[0])
 
 
-def rows_of_step(step: int, batch_size: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def rows_of_step(step: int, batch_size: int, size: int, seed: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(epoch_B, row_B), int64: what step `step` (from 0) reads of `size` rows. Pure, and the same cost for any step.
 
-    Every epoch is its own permutation. A batch that crosses into the next epoch takes each row by that row's own epoch,
-    so every row is read exactly once an epoch.
+    `first`: rows, counted on from epoch to epoch, that were read before step 0. Every epoch is its own permutation. A
+    batch that crosses into the next epoch takes each row by that row's own epoch, so every row is read exactly once an
+    epoch.
     """
     if size < 1:
         raise BadInput("no rows to read; prepare found too little text: give more in corpus.input")
-    first = step * batch_size
+    first += step * batch_size
     place_B = np.arange(first % size, first % size + batch_size)
     epoch_B, row_B = first // size + place_B // size, place_B % size
     for epoch in np.unique(epoch_B):

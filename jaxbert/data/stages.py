@@ -1,4 +1,4 @@
-"""What every stage of a preparation needs: folders that are whole or absent, records, workers, progress.
+"""What every stage of a preparation needs: folders that are whole or absent, records, blocks, progress.
 
 A stage is a folder of the corpus directory: written under a temporary name, renamed when whole, never touched again.
 Beside it, stages/<folder>.json records the recipe fields and the input that it was made from, and what was counted.
@@ -9,17 +9,12 @@ import errno
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +22,7 @@ from jaxbert import config as recipes
 from jaxbert.errors import BadInput
 
 ORDER = ("documents", "tokenizer", "tokens")  # each is made from those before; rows and validation from tokens
-BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 256, 1 << 19  # of text that goes to a worker at once
-IN_FLIGHT = 3  # blocks a worker
+BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 2048, 1 << 19  # of text that is worked on at once
 LINE_EVERY = 5.0  # seconds between lines of progress where there is no terminal
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -120,6 +114,14 @@ def written_whole(directory: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` when the block ends: several processes may write the same at once."""
+    temporary = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}.tmp")
+    yield temporary
+    temporary.rename(path)
+
+
 def sweep(directory: Path) -> None:
     """Remove what killed processes left. Only under the lock: a living process's folder looks the same."""
     for path in [*directory.glob("*.tmp-*"), *directory.glob("stages/*.tmp-*")]:
@@ -201,59 +203,21 @@ def check_writable(directory: Path) -> None:
         raise _disk_trouble(directory, os.strerror(error.errno or 0)) from None
 
 
-# --- workers ---
+# --- blocks ---
 
 
-def blocks(documents: Iterable[Any]) -> Iterator[list[Any]]:
-    """Documents (texts, or with a `text`) in blocks of a bounded number of documents and, nearly, of characters."""
+def blocks(documents: Iterable[Any], characters: int = BLOCK_CHARACTERS) -> Iterator[list[Any]]:
+    """Documents (texts, or with a `text`) in blocks of nearly so many characters and at most BLOCK_DOCUMENTS."""
     block: list[Any] = []
-    characters = 0
+    size = 0
     for document in documents:
         block.append(document)
-        characters += len(document if isinstance(document, str) else document.text)
-        if len(block) == BLOCK_DOCUMENTS or characters >= BLOCK_CHARACTERS:
+        size += len(document if isinstance(document, str) else document.text)
+        if len(block) == BLOCK_DOCUMENTS or size >= characters:
             yield block
-            block, characters = [], 0
+            block, size = [], 0
     if block:
         yield block
-
-
-def in_order(function: Callable[[Any], Any], work: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    """(block, function(block)) in the order of `work`, computed by processes; bounded in flight, so in memory.
-
-    `function` must be importable by name in a fresh process. With one worker everything happens here.
-    """
-    if workers == 1:
-        for block in work:
-            yield block, function(block)
-        return
-    context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks of tokenizers and jax
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
-    pending: deque[tuple[Any, Any]] = deque()
-    try:
-        for block in work:
-            pending.append((block, pool.submit(function, block)))
-            if len(pending) >= workers * IN_FLIGHT:
-                oldest, result = pending.popleft()
-                yield oldest, result.result()
-        while pending:
-            oldest, result = pending.popleft()
-            yield oldest, result.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a killed parent would leave workers waiting for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 # --- what the user sees ---

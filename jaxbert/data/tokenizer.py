@@ -31,7 +31,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of every 
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # their names in Hugging Face's files
 REPORT = "training_report.json"  # what `train` returns, kept in the folder for a preparation that goes on later
 SPACE = "▁"  # how SentencePiece writes a space inside a piece
-NORMAL, USER_DEFINED = 1, 4  # SentencePiece.Type in sentencepiece_model.proto
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece.Type in sentencepiece_model.proto
 NEVER = -1e6  # score of pieces that the best segmentation of plain text must not use: specials, reserved, bytes
 LONGEST_LINE = 4192  # bytes; SentencePiece skips longer lines without an error
 SKIPPED_BY_SENTENCEPIECE = ("\0", "▅")  # a line with one of these is left out: the latter is its own boundary mark
@@ -290,7 +290,7 @@ def _train_sentencepiece(
     except RuntimeError as error:
         raise _vocabulary_error(str(error), tokenizer.vocab_size) from None
     (directory / "sentencepiece.model").write_bytes(model.getvalue())
-    return _from_sentencepiece(model.getvalue(), normalizer)
+    return _from_sentencepiece(model.getvalue(), tokenizer.kind, symbols, normalizer)
 
 
 def _vocabulary_error(message: str, vocab_size: int) -> BadInput:
@@ -316,23 +316,28 @@ def _too_small(vocab_size: int, least: int) -> BadInput:
     )
 
 
-def _from_sentencepiece(model: bytes, normalizer: normalizers.Sequence) -> tuple[Pipeline, dict[str, Any]]:
-    """The same segmentation as a `tokenizers` pipeline, built from the model's proto, and details for the report.
+def _from_sentencepiece(
+    model: bytes, kind: str, symbols: list[str], normalizer: normalizers.Sequence
+) -> tuple[Pipeline, dict[str, Any]]:
+    """The same segmentation as a `tokenizers` pipeline, built from the model, and details for the report.
 
     Two differences are left: of segmentations with exactly the same score SentencePiece may take the other one (1 or 2
-    lines of 25,091 of Galician), and it puts a lone ▁ before a user symbol that begins the text.
+    lines of 25,091 of Galician), and it puts a lone ▁ before a user symbol that begins the text. The model is read
+    through the processor: the proto's Python module asks for a newer protobuf than Apache Beam allows.
     """
     import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
-    pieces = [(p.piece, p.score if p.type == NORMAL else NEVER) for p in proto.pieces]
-    kind = proto.trainer_spec.model_type
-    if kind == proto.trainer_spec.UNIGRAM:
-        pipeline = Pipeline(models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=True))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    entries = [
+        (processor.IdToPiece(i), processor.GetScore(i), _type(processor, i, symbols))
+        for i in range(processor.GetPieceSize())
+    ]
+    if kind == "unigram":
+        scores = [(piece, score if type == NORMAL else NEVER) for piece, score, type in entries]
+        pipeline = Pipeline(models.Unigram(scores, unk_id=processor.unk_id(), byte_fallback=True))
     else:
-        merges = _merges({p.piece: (-p.score, i) for i, p in enumerate(proto.pieces) if p.type == NORMAL})
-        ids = {p.piece: i for i, p in enumerate(proto.pieces)}
+        merges = _merges({piece: (-score, i) for i, (piece, score, type) in enumerate(entries) if type == NORMAL})
+        ids = {piece: i for i, (piece, _, _) in enumerate(entries)}
         pipeline = Pipeline(models.BPE(ids, merges, unk_token=SPECIAL[1], fuse_unk=True, byte_fallback=True))
     pipeline.normalizer = normalizer
     pipeline.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first")
@@ -340,9 +345,21 @@ def _from_sentencepiece(model: bytes, normalizer: normalizers.Sequence) -> tuple
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     # The model file names its training settings, so its hash says less than that of pieces and scores.
-    digest = hashlib.sha256(json.dumps([(p.piece, p.score, p.type) for p in proto.pieces]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
     trainer = f"sentencepiece {sentencepiece.__version__}"
     return pipeline, {"trainer": trainer, "reproducible": True, "pieces_sha256": digest}
+
+
+def _type(processor: Any, id: int, symbols: list[str]) -> int:
+    for type, is_it in (
+        (UNKNOWN, processor.IsUnknown),
+        (CONTROL, processor.IsControl),
+        (UNUSED, processor.IsUnused),
+        (BYTE, processor.IsByte),
+    ):
+        if is_it(id):
+            return type
+    return USER_DEFINED if processor.IdToPiece(id) in symbols else NORMAL
 
 
 def _merges(rank: dict[str, tuple[float, int]]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbert.data import packing, source, stages
+from jaxbert.data import mixture, packing, source, stages
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 
@@ -39,7 +39,7 @@ def trace(directory: Path, rows: str, place: str) -> list[Part]:
 
     Args:
       directory: a prepared corpus.
-      rows: its folder of training rows, rows_<T> or single_<T>.
+      rows: its folder of training rows, such as rows_<T> or single_<T>.
       place: a row's number as training counts them, from 0 (in single_<T> on from bucket to bucket, the shortest
         first), or "validation:N" for a held-out piece.
 
@@ -53,10 +53,10 @@ def trace(directory: Path, rows: str, place: str) -> list[Part]:
     split, number = ("validation" if found[1] else "train"), int(found[2])
     folder = directory / ("validation" if found[1] else rows)
     if not folder.is_dir():
-        there = sorted(p.name for p in directory.glob("*_*") if re.fullmatch(r"(rows|single)_\d+", p.name))
+        there = sorted(p.name for p in directory.glob("*_*") if re.fullmatch(mixture.FOLDERS, p.name))
         raise BadInput(
-            f"--trace: there is no {folder}; run jaxbert.prepare with this recipe, or give data.row_length and "
-            f"data.pack of rows that are there ({', '.join(there) or 'none'})"
+            f"--trace: there is no {folder}; run jaxbert.prepare with this recipe, or give FOLDER:{number} with a "
+            f"folder that is there ({', '.join(there) or 'none'})"
         )
     tokenizer = TextTokenizer.load(directory / "tokenizer")
     tokens = packing.TokenFile(directory / "tokens" / split, tokenizer.vocab_size)

@@ -11,15 +11,15 @@ from typing import Any
 
 from jaxbert.config import Corpus
 from jaxbert.data import files, markup
-from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unread, unread
+from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unparsed, Unread, unread
 from jaxbert.errors import BadInput
 
 
-def dump(path: str, corpus: Corpus) -> Iterator[Document | Unread]:
+def dump(path: str, corpus: Corpus) -> Iterator[Unparsed | Unread]:
     """A MediaWiki XML dump (mediawiki.org/wiki/Help:Export): a document an article, its last revision.
 
-    Pages are cut out of the stream one by one and parsed by themselves, so memory is bounded by the longest and a
-    broken one costs no other. Redirects and pages that are no articles are an Unread each. meta: `title`, and `url`
+    Pages are cut out of the stream one by one and parsed by themselves, later, so memory is bounded by the longest and
+    a broken one costs no other. Redirects and pages that are no articles are an Unread each. meta: `title`, and `url`
     where the dump says where its wiki is.
     """
     skipped: frozenset[str] | None = None
@@ -34,16 +34,20 @@ def dump(path: str, corpus: Corpus) -> Iterator[Document | Unread]:
         if isinstance(page, Unread):
             yield page
             continue
-        try:
-            if corpus.invalid_utf8 == "repair":
-                page = files.decode(page, path, "a page", 0, dataclasses.replace(corpus, encoding="utf-8")).encode()
-            yield _article(page.decode("utf-8"), path, skipped, place)
-        except BadInput:
-            raise
-        except Exception as error:
-            yield unread("unreadable", f"{path}{_title_of(page)}: {type(error).__name__}: {error}")
+        yield Unparsed(page, _page, (path, corpus, skipped, place))
     if skipped is None:
         raise ValueError("no <page> in it: not a MediaWiki dump")
+
+
+def _page(page: bytes, path: str, corpus: Corpus, skipped: frozenset[str], place: str) -> Document | Unread:
+    try:
+        if corpus.invalid_utf8 == "repair":
+            page = files.decode(page, path, "a page", 0, dataclasses.replace(corpus, encoding="utf-8")).encode()
+        return _article(page.decode("utf-8"), path, skipped, place)
+    except BadInput:
+        raise
+    except Exception as error:
+        return unread("unreadable", f"{path}{_title_of(page)}: {type(error).__name__}: {error}")
 
 
 def _article(page: str, path: str, skipped: frozenset[str], place: str) -> Document | Unread:

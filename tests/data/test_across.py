@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from jaxbert.config import Clean, Corpus
-from jaxbert.data import across, clean
-from jaxbert.data.readers import Document, Unread
+from jaxbert.data import across, clean, parts
+from jaxbert.data.readers import Document, Source, Unread
 from jaxbert.errors import BadInput
 from tests.pseudo_galician import documents
 
@@ -14,49 +14,35 @@ OFF = {"repair": False, "control_characters": False, "min_words": 0, "min_letter
 TEXTS = documents(12)
 
 
-@pytest.fixture
-def judge(tmp_path):
-    """(results, report) of texts; None is something unreadable."""
+@pytest.fixture(params=[1, 3], ids=["one part", "several parts"])
+def judge(tmp_path, request):
+    """(results, report) of texts, cut into parts; None is something unreadable."""
 
     def run(texts: list[str | None], share: float = 0.0, **steps) -> tuple[list[clean.Cleaned], dict]:
-        corpus = Corpus(clean=Clean(**OFF, **steps), validation_share=share)
+        corpus = Corpus(clean=Clean(**OFF, **{"duplicates": "off"} | steps), validation_share=share)
         found = [
             Document(t, f"a#{i}", "a") if t is not None else Unread(f"a#{i}", "a", "unreadable", "")
             for i, t in enumerate(texts)
         ]
-        read = [d for d in found if isinstance(d, Document)]
-        cleaned = clean.clean_block(read, corpus)
-        across.sign_kept(cleaned, corpus)
-        results = iter(cleaned)
-        pairs = [(d, next(results) if isinstance(d, Document) else clean.Cleaned("", "unreadable")) for d in found]
-        report: dict = {}
-        judged = list(across.judged(iter(pairs), corpus, tmp_path, report, keep_texts=False))
+        size = -(-len(found) // request.param)
+        blocks = [found[i : i + size] for i in range(0, len(found), size)]
+        whole = Source("a", "files", "a", "", "", 0, "", "", ())
+        made = [
+            parts.make(parts.Work(f"{i}", whole, block), tmp_path, corpus, keep_texts=False)
+            for i, block in enumerate(blocks)
+        ]
+        decided = across.decide(made, tmp_path, corpus)
+        judged = [pair for i, part in enumerate(made) for pair in across.judged(i, part, decided)]
         assert [d.id for d, _ in judged] == [d.id for d in found]
-        assert list(tmp_path.iterdir()) == []
-        return [result for _, result in judged], report
+        return [result for _, result in judged], decided.report
 
     return run
-
-
-def test_without_a_step_documents_pass_one_by_one(tmp_path):
-    taken = []
-
-    def stream():
-        for i in range(3):
-            taken.append(i)
-            yield Document("", str(i), "a"), clean.Cleaned("", "kept")
-
-    passed = across.judged(stream(), Corpus(), tmp_path, {}, keep_texts=False)
-    next(passed)
-    assert taken == [0]
 
 
 def test_others_than_kept_documents_pass_as_they_are_in_their_places(judge):
     results, report = judge([None, TEXTS[0], " ", TEXTS[0] + " fin", None], near_duplicates=0.8)
     assert [r.fate for r in results] == ["unreadable", "kept", "empty", "near_duplicate", "unreadable"]
     assert results[3].detail.endswith(" a#1")
-    [example] = report["near_duplicates"].pop("examples")
-    assert example["other"] == "a#1" and example["text"] == results[3].text
     assert report["near_duplicates"] == {"documents": 2, "compared": 1, "capped": 0}
 
 
@@ -78,6 +64,39 @@ def test_a_training_document_near_a_held_out_one_has_its_own_fate_though_it_came
             across_splits = (first, second) == ("validation", "train")
             assert fates == ["kept", "near_validation" if across_splits else "near_duplicate"]
     assert len(seen) == 4
+
+
+# --- copies ---
+
+
+def test_a_repeated_document_is_a_duplicate_even_with_other_white_space(judge):
+    (first, second), _ = judge(["un dous\ntres", "un  dous\n\n tres"], duplicates="document")
+    assert (first.fate, second.fate, second.detail) == ("kept", "duplicate", "of a document")
+    assert second.paragraphs == {"duplicate": 2}
+
+
+def test_repeated_paragraphs_go_and_the_first_stays(judge):
+    (first, second, third), _ = judge(["un\ndous", "dous\ntres\ntres", "tres\nun"], duplicates="paragraph")
+    assert (first.text, second.text) == ("un\ndous", "tres")
+    assert second.paragraphs == {"kept": 1, "duplicate": 2}
+    assert (third.fate, third.detail) == ("duplicate", "of paragraphs")
+
+
+def test_documents_alone_are_compared_on_request_and_nothing_when_off(judge):
+    assert [c.fate for c in judge(["un\ndous", "dous"], duplicates="document")[0]] == ["kept", "kept"]
+    assert [c.fate for c in judge(["un", "un"])[0]] == ["kept", "kept"]
+
+
+def test_paragraphs_of_documents_that_go_do_not_take_those_of_others_with_them(judge):
+    texts = [TEXTS[0], TEXTS[0] + " fin\nnovo", TEXTS[1] + "\nnovo"]
+    results, _ = judge(texts, near_duplicates=0.8, duplicates="paragraph")
+    assert [r.fate for r in results] == ["kept", "near_duplicate", "kept"]
+    assert results[2].text.endswith("\nnovo")
+
+
+def test_paragraphs_that_are_boilerplate_are_counted_as_that_alone(judge):
+    results, _ = judge([f"{text}\npé\n{TEXTS[0]}" for text in TEXTS[1:4]], boilerplate=3, duplicates="paragraph")
+    assert sum((r.paragraphs for r in results), Counter()) == {"kept": 6, "boilerplate": 9}
 
 
 # --- boilerplate lines ---

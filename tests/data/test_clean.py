@@ -11,9 +11,11 @@ import xxhash
 
 from jaxbert.config import Clean, Corpus
 from jaxbert.data import clean
-from jaxbert.data.readers import Document, Unread
+from jaxbert.data.documents import judge_sample
+from jaxbert.data.readers import Document, Source, Unread
 from jaxbert.errors import BadInput
 
+SOURCE = Source("a", "files", "a", "", "", 0, "", "", ())
 OFF = Clean(
     repair=False,
     control_characters=False,
@@ -224,37 +226,14 @@ def test_codes_that_the_identifier_calls_otherwise_are_known():
 
 
 def cleaned_and_deduplicated(texts: list[str], mode: str) -> list[clean.Cleaned]:
-    documents = [Document(t, f"a#{i}", "a") for i, t in enumerate(texts)]
-    duplicates = clean.Duplicates(mode)
-    return [duplicates.paragraph(duplicates.document(c)) for c in clean.clean_block(documents, Corpus(clean=OFF))]
-
-
-def test_a_repeated_document_is_a_duplicate_even_with_other_white_space():
-    first, second = cleaned_and_deduplicated(["un dous\ntres", "un  dous\n\n tres"], "document")
-    assert (first.fate, second.fate, second.detail) == ("kept", "duplicate", "of a document")
-    assert second.paragraphs == {"duplicate": 2}
-
-
-def test_repeated_paragraphs_go_and_the_first_stays():
-    first, second, third = cleaned_and_deduplicated(["un\ndous", "dous\ntres\ntres", "tres\nun"], "paragraph")
-    assert (first.text, second.text) == ("un\ndous", "tres")
-    assert second.paragraphs == {"kept": 1, "duplicate": 2}
-    assert (third.fate, third.detail) == ("duplicate", "of paragraphs")
-
-
-def test_documents_alone_are_compared_on_request_and_nothing_when_off():
-    assert [c.fate for c in cleaned_and_deduplicated(["un\ndous", "dous"], "document")] == ["kept", "kept"]
-    assert [c.fate for c in cleaned_and_deduplicated(["un", "un"], "off")] == ["kept", "kept"]
+    corpus = Corpus(clean=dataclasses.replace(OFF, duplicates=mode))
+    return judge_sample([Document(t, f"a#{i}", "a") for i, t in enumerate(texts)], corpus, [SOURCE])
 
 
 def test_fates_and_paragraphs_add_up_to_the_input():
     texts = ["", ENGLISH, GALICIAN, GALICIAN, f"{GALICIAN}\nUnha frase nova que ninguén escribiu antes.", "Curto", "\0"]
     corpus = Corpus(language="gl", clean=Clean())
-    duplicates = clean.Duplicates("paragraph")
-    cleaned = [
-        duplicates.paragraph(duplicates.document(c))
-        for c in clean.clean_block([Document(t, str(i), "a") for i, t in enumerate(texts)], corpus)
-    ]
+    cleaned = judge_sample([Document(t, str(i), "a") for i, t in enumerate(texts)], corpus, [SOURCE])
     fates = Counter(c.fate for c in cleaned)
     assert fates == {"kept": 2, "empty": 2, "language": 1, "duplicate": 1, "no_paragraph_left": 1}
     assert sum((c.paragraphs for c in cleaned), Counter()).total() == 1 + 3 + 3 + 4 + 1

@@ -1,11 +1,17 @@
 """Reading rows: by index, in an order that any step finds at once."""
 
 import pickle
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jaxbert import objectives
 from jaxbert.data import packing, source
+from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 from tests.data.test_packing import TOKENIZER, make, token_folder
 
@@ -59,6 +65,27 @@ def test_permute_is_bijective_on_a_sample_of_a_very_large_range():
     assert len(np.unique(image)) == 10_000 and image.min() >= 0 and image.max() < 10**13
 
 
+def test_disjoint_blocks_of_a_billion_rows_have_disjoint_images():
+    size, block = 10**9, 5_000
+    starts = np.random.default_rng(0).choice(size // block, 40, replace=False) * block
+    image = np.concatenate([source.permute(start + np.arange(block), size, 5) for start in [*starts, 0, size - block]])
+    assert len(np.unique(image)) == len(image) and image.min() >= 0 and image.max() < size
+
+
+def test_a_permutation_of_a_billion_rows_needs_no_more_memory_than_one_of_a_thousand():
+    def peak(size):
+        tracemalloc.start()
+        try:
+            for step in (0, 10**4, 10**12):
+                source.rows_of_step(step, 256, size, seed=3)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1000)  # what is imported and cached on the first call
+    assert peak(10**9) < 2 * peak(1000) < 500_000
+
+
 def test_permute_mixes_and_depends_on_the_seed():
     first, second = (source.permute(np.arange(10_000), 10_000, seed) for seed in (1, 2))
     assert abs(np.corrcoef(np.arange(10_000), first)[0, 1]) < 0.05 and abs(np.corrcoef(first, second)[0, 1]) < 0.05
@@ -79,6 +106,52 @@ def test_a_step_is_the_same_alone_and_after_all_others_and_epochs_differ():
     assert all((a == b).all() for a, b in zip(alone, source.rows_of_step(10**9 + 7, 64, 1000, seed=3), strict=True))
     orders = [tuple(source.rows_of_step(epoch, 1000, 1000, seed=3)[1]) for epoch in range(5)]
     assert len(set(orders)) == 5 and orders[0] != tuple(source.rows_of_step(0, 1000, 1000, seed=4)[1])
+
+
+# Each of 64 hosts has two devices; a host reads the rows that these two hold. The batch goes through in two parts.
+HOSTS = """
+import sys
+import jax; jax.config.update("jax_num_cpu_devices", 128)
+import numpy as np
+from jaxbert import config, sharding
+from jaxbert.data import source
+
+rows, B, A = source.Rows(sys.argv[1]), 256, 2
+for axes in ({"data": 128}, {"data": 32, "fsdp": 4}, {"data": 64, "tensor": 2}, {"data": 8, "fsdp": 8, "tensor": 2}):
+    place = sharding.batch_sharding(sharding.make_mesh(config.Sharding(**axes), B // A), leading=1)
+    for step in (0, 3, 10**9):
+        epoch_B, row_B = source.rows_of_step(step, B, len(rows), seed=3)
+        place_AB = np.arange(B).reshape(A, -1)
+        of_host = {}
+        for device, index in place.devices_indices_map(place_AB.shape).items():
+            of_host.setdefault(device.id // 2, set()).update(place_AB[index].ravel().tolist())
+        assert len(of_host) == 64 and {len(places) for places in of_host.values()} == {B // 64}
+        assert sorted(place for places in of_host.values() for place in places) == list(range(B))
+
+        shape = (A, B // A, rows.row_length)
+        parts = jax.make_array_from_callback(shape, place, lambda i: rows[row_B.reshape(A, -1)[i[:2]]][0][..., i[2]])
+        whole = sharding.put_batch({"ids": rows[row_B][0].reshape(shape)}, place)["ids"]
+        assert parts.sharding == whole.sharding and (np.asarray(parts) == np.asarray(whole)).all()
+"""
+
+
+def test_sixty_four_hosts_read_every_row_of_a_global_batch_exactly_once(tmp_path):
+    make(packing.write_rows, token_folder(tmp_path, [7000]), tmp_path / "rows_32", 32, TOKENIZER)
+    assert len(source.Rows(tmp_path / "rows_32")) < 256  # so that batches cross epochs
+    command = [sys.executable, "-c", HOSTS, str(tmp_path / "rows_32")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("hosts", [2, 8])
+def test_what_a_host_makes_of_its_rows_is_its_part_of_the_global_batch(tiny_corpus, hosts):
+    directory = Path(tiny_corpus.corpus.directory)
+    objective = objectives.for_tokenizer(tiny_corpus, TextTokenizer.load(directory / "tokenizer"))
+    rows, epoch_B, row_B = source.Feed(directory / "rows_64", 8, seed=3).at(5)
+    whole = objective.make_batch(rows, epoch_B, row_B, 3)
+    for mine in np.split(np.arange(8), hosts):
+        part = objective.make_batch(rows, epoch_B[mine], row_B[mine], 3)
+        assert all((part[name] == array[mine]).all() for name, array in whole.items())
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""Token files: what `prepare` makes of documents with a finished tokenizer, and the comparison with transformers."""
+
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxbert.data import engines, packing, source, stages
+from jaxbert.data.engines import Engine
+from jaxbert.data.tokenizer import TextTokenizer
+from jaxbert.errors import BadInput
+
+CHECKED = 2_000  # documents whose ids are compared with transformers'
+MOST, LEAST_PIECES = 4096, 64  # documents that are tokenized as one piece; pieces of a split that has enough
+
+
+def check_against_transformers(directory: Path, documents: int) -> str:
+    """Compare token ids of up to CHECKED training documents with transformers'; returns what was found, for the record.
+
+    Raises BadInput, showing differences, where any differs. Without transformers the check is left out, which is said.
+    """
+    from jaxbert.convert.tokenizer import compare_with_transformers
+
+    numbers = np.unique(np.linspace(0, documents - 1, min(documents, CHECKED)).astype(int)).tolist()
+    stages.say(f"tokenizer: comparing {len(numbers):,} documents with transformers")
+    texts = [d["text"] for d in source.read_documents(directory, "train", numbers)]
+    try:
+        differences = compare_with_transformers(directory / "tokenizer", texts)
+    except ImportError:
+        stages.say("tokenizer: NOT compared with transformers, which is not installed (pip install jaxbert[torch])")
+        return "left out: transformers is not installed"
+    if differences:
+        lines = (f"  {text[:80]!r}\n    ours   {a[:24]}\n    theirs {b[:24]}" for text, a, b in differences[:5])
+        shown = "\n".join(lines)
+        raise BadInput(
+            f"{directory / 'tokenizer'}: {len(differences):,} of {len(texts):,} documents get other token ids from "
+            f"transformers, so an exported model would be wrong; use another tokenizer.kind or folder\n{shown}"
+        )
+    return f"{len(texts)} documents, equal"
+
+
+def make_tokens(directory: Path, folder: Path, split: str, engine: Engine, documents: int) -> int:
+    """Tokenize a split into `folder`/{tokens,offsets}.bin (format: packing.py); returns the number of tokens."""
+    folder.mkdir(parents=True)
+    size = max(1, min(MOST, documents // LEAST_PIECES))
+    pieces = [(first, min(first + size, documents)) for first in range(0, documents, size)]
+    written = done = 0
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix="pieces-", ignore_cleanup_errors=True) as temporary,
+        open(folder / "tokens.bin", "wb") as token_file,
+        open(folder / "offsets.bin", "wb") as offset_file,
+        stages.Progress(f"{split} tokens", documents, "documents") as progress,
+    ):
+        place = Path(temporary).absolute()
+        encode = functools.partial(
+            encode_piece, directory=directory.absolute(), split=split, place=place, threads=engine.workers == 1
+        )
+        offset_file.write(np.zeros(1, "<i8").tobytes())
+        for name, lengths in engine.map(encode, pieces, engines.whole, place):
+            with open(place / name, "rb") as file:
+                shutil.copyfileobj(file, token_file, 1 << 20)
+            (place / name).unlink()
+            offset_file.write((written + np.cumsum(lengths)).astype("<i8").tobytes())
+            written, done = written + int(lengths.sum()), done + len(lengths)
+            progress.update(done, f"{written:,} tokens")
+    return written
+
+
+def encode_piece(
+    piece: tuple[int, int], directory: Path, split: str, place: Path, threads: bool
+) -> tuple[str, np.ndarray]:
+    """Tokenize the documents `piece[0]` to `piece[1]` of a split; (name of the file in `place`, lengths int64)."""
+    tokenizer = _load_tokenizer(directory / "tokenizer", threads)
+    texts = (document["text"] for document in source.read_documents(directory, split, range(*piece)))
+    lengths: list[int] = []
+    with stages.whole_file(place / f"{piece[0]:012d}") as path, open(path, "wb") as file:
+        for block in stages.blocks(texts):
+            encoded = tokenizer.encode(block)
+            ids, starts = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
+            file.write(packing.join_bit(ids, starts, tokenizer.vocab_size).tobytes())
+            lengths += [len(ids) for ids, _ in encoded]
+    return f"{piece[0]:012d}", np.array(lengths, np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer(directory: Path, threads: bool) -> TextTokenizer:
+    return TextTokenizer.load(directory, threads=threads)

