@@ -8,7 +8,8 @@
 From Portes et al. 2023 (MosaicBERT, arXiv:2312.17482) by its file examples/benchmarks/bert/yamls/main/
 mosaic-bert-base-uncased.yaml (mosaicml/examples): rows of 128, batches of 4,096, 286,720,000 rows = 70,000 steps,
 masking 30 % (15 % held out), AdamW with 0.9, 0.98 and 1e-6, peak rate 5e-4 after 6 %, linear to 2 %, no attention
-dropout, bfloat16. Their weight decay, 1e-5, is not multiplied by the peak rate; ours is, and 0.02 × 5e-4 is that.
+dropout, bfloat16. The last tenth of the steps reads as many positions in rows of 512, as Devlin et al. 2019 (A.2) do.
+MosaicBERT's weight decay, 1e-5, is not multiplied by the peak rate; ours is, and 0.02 × 5e-4 is that.
 Ours: the vocabulary, and BERT as Devlin et al. have it where theirs has ALiBi and gated units. Weights and cleaning of
 the sources and the parts of a batch are in jaxbert/recipes.py, ours too. Nothing of this ran on a TPU or a GPU.
 """
@@ -21,6 +22,7 @@ from jaxbert.config import (
     Evaluation,
     Objective,
     Optimizer,
+    Phase,
     Schedule,
     Tokenizer,
     Train,
@@ -38,6 +40,7 @@ def get_config(machine: str = "v5e-16") -> Config:
         train=Train(
             batch_size=4096,
             steps=70_000,
+            phases=(Phase(until=0.9), Phase(row_length=512)),
             dtype="bfloat16",
             accumulate=recipes.accumulate(machine, "base", 4096 * 128),
         ),
