@@ -29,7 +29,7 @@ COMMON = "evolution-common digikam-data vlc-l10n k3b-i18n kgoldrunner kate5-data
 def small(language: str, packages: str, *, threshold: float = 0.5, **corpus: Any) -> Config:
     """BERT of 4 layers and width 128 with 8,192 tokens of its own, on text out of Debian packages.
 
-    In configs/gl.py stands what was measured. Everything is in one place, and a recipe that wants something else says
+    In configs/gl.py and docs/languages.md stands what was measured. A recipe that wants something else says
     `dataclasses.replace(small(…), train=…)`, or gets it by a flag.
 
     Args:

@@ -122,9 +122,13 @@ def table(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_table_of_languages_shows_counts_of_corpora_and_scores_of_runs(corpus: Path) -> None:
     done = table(f"{corpus}/corpus={corpus}/run", f"--json={corpus}/table.json")
     assert done.returncode == 0, done.stderr
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line]
-    counts, scores = dict(zip(lines[0], lines[2], strict=True)), dict(zip(lines[3], lines[5], strict=True))
-    assert (counts[""], counts["documents"], counts["kept"], counts["language"]) == ("gl", "40", "40", "0")
+    tables = [
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
+        for part in done.stdout.split("\n\n")
+    ]
+    fates, text, scores = (dict(zip(lines[0], lines[2], strict=True)) for lines in tables)
+    assert (fates["documents"], fates["in"], fates["kept"], fates["language"]) == ("gl", "40", "40", "0")
+    assert text["tokens"].endswith(" M")
     assert scores["bits a character"] == "1.125" and scores["predicted tokens"] == "1,234"
     (row,) = json.loads((corpus / "table.json").read_text())
     tokens = json.loads((corpus / "corpus/corpus.json").read_text())["tokens"]

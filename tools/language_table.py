@@ -32,9 +32,10 @@ def main(argv: list[str]) -> None:
     for argument in flags.corpora:
         directory, _, workdir = argument.partition("=")
         rows.append(corpus_row(Path(directory)) | (run_row(Path(workdir), Path(directory)) if workdir else {}))
-    print(corpora_table(rows))
-    if any("loss" in row for row in rows):
-        print(f"\n{runs_table([row for row in rows if 'loss' in row])}")
+    tables = [fates_table(rows), text_table(rows)]
+    if trained := [row for row in rows if "loss" in row]:
+        tables.append(runs_table(trained))
+    print("\n\n".join(tables))
     if flags.json:
         Path(flags.json).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -73,25 +74,32 @@ def run_row(workdir: Path, directory: Path) -> dict[str, Any]:
     return {name: scores[name] for name in names}
 
 
-def corpora_table(rows: list[dict[str, Any]]) -> str:
+def fates_table(rows: list[dict[str, Any]]) -> str:
     """Documents by fate, in the order of FATES; those that no language has are left out."""
     fates = [f for f in rows[0]["fates"] if f != "kept" and (f in ALWAYS or any(r["fates"].get(f) for r in rows))]
-    head = ["", "packages", "MB", "documents", "kept", *(f.replace("_", " ") for f in fates)]
-    head += ["characters", "tokens", "tokens a word", "characters a token"]
-    lines = []
-    for row in rows:
-        counts = [f"{row['fates'].get(fate, 0):,}" for fate in ("kept", *fates)]
-        lines.append(
-            [row["language"], f"{row['sources']}", f"{row['megabytes']:.0f}", f"{row['documents']:,}", *counts]
-            + [f"{row['characters'] / 1e6:.2f} M", f"{row['tokens'] / 1e6:.2f} M"]
-            + [f"{row['fertility']:.2f}", f"{row['characters_a_token']:.2f}"]
-        )
+    head = ["documents", "packages", "MB", "in", "kept", *(f.replace("_", " ") for f in fates)]
+    lines = [
+        [row["language"], f"{row['sources']}", f"{row['megabytes']:.0f}", f"{row['documents']:,}"]
+        + [f"{row['fates'].get(fate, 0):,}" for fate in ("kept", *fates)]
+        for row in rows
+    ]
+    return markdown(head, lines)
+
+
+def text_table(rows: list[dict[str, Any]]) -> str:
+    """What was kept, and what the tokenizer makes of it."""
+    head = ["text", "characters", "tokens", "tokens a word", "characters a token"]
+    lines = [
+        [row["language"], f"{row['characters'] / 1e6:.2f} M", f"{row['tokens'] / 1e6:.2f} M"]
+        + [f"{row['fertility']:.2f}", f"{row['characters_a_token']:.2f}"]
+        for row in rows
+    ]
     return markdown(head, lines)
 
 
 def runs_table(rows: list[dict[str, Any]]) -> str:
     """Held-out scores."""
-    head = ["", "steps", "loss, nats", "unigram baseline", "accuracy", "bits a character", "predicted tokens"]
+    head = ["scores", "steps", "loss, nats", "unigram baseline", "accuracy", "bits a character", "predicted tokens"]
     lines = [
         [row["language"], f"{row['step']:,}", f"{row['loss']:.3f}", f"{row['unigram_baseline']:.3f}"]
         + [f"{row['accuracy']:.3f}", f"{row['bits_per_character']:.3f}", f"{row['masked_tokens']:,}"]
