@@ -141,6 +141,8 @@ def _download(names: list[str], cache: Path) -> None:
 
 def _download_list(name: str, cache: Path) -> None:
     """`apt-get update` with the list's language; what its archives have of it, end to end, goes into the cache."""
+    if not shutil.which(APT_HELPER):
+        raise BadInput(f"corpus.input: deb:{name} needs {APT_HELPER}, which comes with apt; leave the list out")
     apt, language = _apt(cache), name.partition("-")[2]
     update = apt("update", languages=language)
     form = "$(FILENAME)\t$(CODENAME)\t$(VERSION)"

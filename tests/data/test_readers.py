@@ -404,6 +404,12 @@ def test_a_damaged_package_stops_with_its_path(cache):
         readers.sources(Corpus(input=("deb:tiny",), language="gl"), cache)
 
 
+def test_lists_need_the_helper_of_apt(tmp_path, monkeypatch):
+    monkeypatch.setattr(debian.shutil, "which", lambda tool: None if "helper" in tool else tool)
+    with pytest.raises(BadInput, match="deb:Translation-gl needs /usr/lib/apt/apt-helper"):
+        readers.sources(Corpus(input=("deb:Translation-gl",), language="gl"), tmp_path, log=lambda line: None)
+
+
 def test_packages_need_apt(monkeypatch):
     monkeypatch.setattr(debian.shutil, "which", lambda tool: None)
     with pytest.raises(BadInput, match="deb:tiny needs apt-get"):
