@@ -60,7 +60,7 @@ def small(language: str, packages: str, *, threshold: float = 0.5, **corpus: Any
             unroll=4,
         ),
         objective=Objective(mask_rate=0.25),  # of training rows; the held-out rate is 15 %, evaluation.mask_rate
-        train=Train(batch_size=32, tokens=20_480_000, log_every=100),  # some 5,200 steps of 32 × 128, of which 1 % is padding
+        train=Train(batch_size=32, tokens=20_480_000, log_every=100),  # 5,200 steps or so
         optimizer=Optimizer(learning_rate=2e-3),
         schedule=Schedule(name="linear", warmup=0.1),
         evaluation=Evaluation(every=1000),
