@@ -1,25 +1,26 @@
-# make demo   real text → tokenizer → pretrained encoder → scores → a folder that PyTorch loads
-# make test   every fast test
-# Both work on a fresh clone: they make .venv and install into it.
+# make demo                real text → tokenizer → pretrained encoder → scores → a folder that PyTorch loads
+# make recipe RECIPE=gl    the same with more text and a larger encoder; gl: configs/gl.py, or cs de nl no pl pt sv tr
+# make test                every fast test
+# All work on a fresh clone: they make .venv and install into it.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RECIPE ?= $(if $(shell command -v apt-get 2>/dev/null),configs/demo_gl.py,configs/demo_sv.py)
-FILLS_GL := --fill "O [MASK] foi aberto." --fill "Prema o botón [MASK] para gardar o ficheiro." --fill "Seleccione a [MASK] que desexe."
-FILLS_SV := --fill "Han gick [MASK] huset." --fill "Det var en [MASK] dag." --fill "Jag har [MASK] sett honom."
+CONFIG := $(if $(wildcard configs/$(RECIPE).py),configs/$(RECIPE).py,$(RECIPE))
 # Each recipe its own run: a directory refuses another recipe than the one that it was started with.
-RUN ?= $(if $(findstring demo_gl,$(RECIPE)),demo,$(basename $(notdir $(RECIPE))))
-FILLS ?= $(if $(findstring demo_gl,$(RECIPE)),$(FILLS_GL),$(FILLS_SV))
+RUN ?= $(if $(findstring demo_gl,$(CONFIG)),demo,$(basename $(notdir $(CONFIG))))
+# What its masks are filled in: the sentences in the recipe's own text.
+FILLS ?= $(shell grep -soh -- '--fill "[^"]*"' $(CONFIG))
 
 # A test process a core: most of the time is compiling.
 WORKERS := --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo recipe test test-slow lint clean
 
-demo: $(VENV)/ready
-	$(BIN)/python -m jaxbert.prepare --config=$(RECIPE)
-	$(BIN)/python -m jaxbert.train --config=$(RECIPE) --workdir=runs/$(RUN)
+demo recipe: $(VENV)/ready
+	$(BIN)/python -m jaxbert.prepare --config=$(CONFIG)
+	$(BIN)/python -m jaxbert.train --config=$(CONFIG) --workdir=runs/$(RUN)
 	$(BIN)/python -m jaxbert.evaluate --workdir=runs/$(RUN) $(FILLS)
 	$(BIN)/python -m jaxbert.export --workdir=runs/$(RUN) --out=exported/$(RUN)
 

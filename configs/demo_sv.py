@@ -1,6 +1,8 @@
 """The demo where there is no apt-get: a Swedish book that lies in configs/samples/, 0.7 MB, in the public domain.
 
     make demo RECIPE=configs/demo_sv.py
+    python -m jaxbert.evaluate --workdir=runs/demo_sv --fill "Han gick [MASK] huset." \
+        --fill "Det var en [MASK] dag." --fill "Jag har [MASK] sett honom."
 
 It only has to run to the end and beat its unigram baseline; the text is too small for more.
 """

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from jaxbert.config import Corpus
-from jaxbert.data import files, markup, wiki
+from jaxbert.data import debian, files, markup, wiki
 from jaxbert.data.files import TOO_LONG_REMEDY, Document, Unparsed, Unread, unread
 from jaxbert.errors import BadInput
 
@@ -410,6 +410,7 @@ READERS: dict[str, Reader] = {
     "langpack": _markup(markup.langpack, is_text=False),  # of Mozilla's programs
     "gretl": _markup(markup.gretl),
     "man": _markup(markup.roff),
+    "descriptions": debian.descriptions,  # apt's lists of them
     "tfds": tfds,
 }
 SUFFIXES = {

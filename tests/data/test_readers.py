@@ -1,6 +1,7 @@
 """Reading: what is a document in each format, and what becomes of input that cannot be read."""
 
 import gzip
+import hashlib
 import json
 import struct
 import subprocess
@@ -403,6 +404,12 @@ def test_a_damaged_package_stops_with_its_path(cache):
         readers.sources(Corpus(input=("deb:tiny",), language="gl"), cache)
 
 
+def test_lists_need_the_helper_of_apt(tmp_path, monkeypatch):
+    monkeypatch.setattr(debian.shutil, "which", lambda tool: None if "helper" in tool else tool)
+    with pytest.raises(BadInput, match="deb:Translation-gl needs /usr/lib/apt/apt-helper"):
+        readers.sources(Corpus(input=("deb:Translation-gl",), language="gl"), tmp_path, log=lambda line: None)
+
+
 def test_packages_need_apt(monkeypatch):
     monkeypatch.setattr(debian.shutil, "which", lambda tool: None)
     with pytest.raises(BadInput, match="deb:tiny needs apt-get"):
@@ -420,3 +427,113 @@ def test_packages_need_apt(monkeypatch):
 )
 def test_licences_come_from_the_copyright_file_alone(text, names):
     assert debian.licences(text) == names
+
+
+# --- apt's lists of package descriptions ---
+
+LIST = """Package: 0ad
+Description-md5: d943033bedada21853d2ae54a2578a7b
+Description-gl: Xogo de estratexia en tempo real
+ 0 A.D. é un xogo libre: con barcos o
+ con cabalos - e con elefantes.
+ .
+ Ten:
+  * moitas civilizacións, e cada unha
+    coas súas unidades;
+  - mapas.
+ Fin da descrición.
+
+Package: empty
+Description-md5: 00000000000000000000000000000000
+
+Package: short
+Description-gl: Só unha liña
+"""
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch) -> Path:
+    """A cache with a list in it, and no apt."""
+    monkeypatch.setattr(debian, "_apt", lambda *_: pytest.fail("went to the network"))
+    monkeypatch.setattr(debian.shutil, "which", lambda tool: tool)
+    write(tmp_path / "Translation-gl_bookworm%2012.15.txt", LIST)
+    write(tmp_path / "Translation-gl_ES_trixie%2013.txt", "Package: other\nDescription-gl_ES: Outra\n")
+    return tmp_path
+
+
+def test_a_list_gives_a_document_a_description_whose_lines_are_paragraphs_again(listed):
+    corpus = Corpus(input=("deb:Translation-gl",), language="gl")
+    (source,) = readers.sources(corpus, listed)
+    first, short = readers.read(source, corpus)
+    assert first.text.split("\n") == [
+        "Xogo de estratexia en tempo real",
+        "0 A.D. é un xogo libre: con barcos o con cabalos - e con elefantes.",
+        "Ten:",
+        "moitas civilizacións, e cada unha coas súas unidades;",
+        "mapas.",
+        "Fin da descrición.",
+    ]
+    assert (short.text, short.meta["id"]) == ("Só unha liña", "short")
+    assert (source.version, source.bytes, source.kind) == ("bookworm 12.15", len(LIST.encode()), "deb")
+    assert source.sha256 == hashlib.sha256(LIST.encode()).hexdigest()
+    assert source.licence.startswith("unknown") and "Description Translation Project" in source.attribution
+
+
+def test_a_list_of_a_country_is_another_list(listed):
+    corpus = Corpus(input=("deb:Translation-gl_ES",), language="gl")
+    (source,) = readers.sources(corpus, listed)
+    assert [d.text for d in readers.read(source, corpus)] == ["Outra"]
+
+
+def test_a_list_of_another_language_stops(listed):
+    with pytest.raises(BadInput, match="deb:Translation-gl: is in 'gl', but corpus.language is 'pl'"):
+        readers.sources(Corpus(input=("deb:Translation-gl",), language="pl"), listed)
+
+
+class Apt:
+    """apt-get and apt-helper, as far as lists go: `files` are what the archives have of one."""
+
+    def __init__(self, **files: str):
+        self.files, self.calls = files, []
+
+    def __call__(self, *arguments, program="apt-get", languages="none", **more):
+        self.calls.append((program, languages, *arguments))
+        out, errors, code = "", "", 0
+        if arguments[0] == "update":
+            errors = "W: harmless\n" if self.files else "E: Could not resolve 'deb.debian.org'\n"
+        elif arguments[0] == "indextargets":
+            out = "".join(f"{name}\tbookworm\t12.15\n" for name in reversed(self.files))
+        elif self.files[arguments[1]]:
+            out = self.files[arguments[1]]
+        else:
+            errors, code = "E: Unable to read\n", 100
+        return subprocess.CompletedProcess(arguments, code, out, errors)
+
+
+def test_a_list_is_what_all_archives_have_of_it_and_is_fetched_once(tmp_path, monkeypatch):
+    apt = Apt(a=LIST, b="Package: more\nDescription-gl: Máis\n")
+    monkeypatch.setattr(debian, "_apt", lambda cache: apt)
+    monkeypatch.setattr(debian.shutil, "which", lambda tool: tool)
+    corpus = Corpus(input=("deb:Translation-gl",), language="gl")
+    for _ in range(2):
+        (source,) = readers.sources(corpus, tmp_path, log=lambda line: None)
+        assert [d.meta["id"] for d in readers.read(source, corpus)] == ["0ad", "short", "more"]
+    assert source.version == "bookworm 12.15"
+    assert [call[2] for call in apt.calls] == ["update", "indextargets", "cat-file", "cat-file"]
+    assert apt.calls[0][1] == "gl"
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "E: Could not resolve 'deb.debian.org'; check the language and the network"),
+        ({"a": ""}, "deb:Translation-gl: a: E: Unable to read; delete the file"),
+        ({"a": "\n"}, "no archive in apt's sources has this list"),
+    ],
+)
+def test_a_list_that_cannot_be_had_stops_with_the_reason(tmp_path, monkeypatch, files, says):
+    monkeypatch.setattr(debian, "_apt", lambda cache: Apt(**files))
+    monkeypatch.setattr(debian.shutil, "which", lambda tool: tool)
+    with pytest.raises(BadInput, match=says):
+        readers.sources(Corpus(input=("deb:Translation-gl",), language="gl"), tmp_path, log=lambda line: None)
+    assert not list(tmp_path.glob("Translation-*"))
