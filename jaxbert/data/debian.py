@@ -241,7 +241,7 @@ def _open(name: str, language: str, cache: Path) -> Package:
         sha256=sha256,
         bytes=deb.stat().st_size,
         licence=", ".join(licences(copyright)) or f"unknown, see /{where} of the package",
-        attribution=f"{holders(copyright) or 'holders'}; /{where} of the Debian package {name} {version}",
+        attribution=f"{holders(copyright) or 'holders as named'}; /{where} of the Debian package {name} {version}",
         files=tuple(files),
     )
 
@@ -318,10 +318,13 @@ def licences(copyright: str) -> list[str]:
 
 
 def holders(copyright: str) -> str:
-    """The upstream name and the copyright statement of `Files: *`, or "" where the file is in no known format."""
+    """The upstream name and the copyright statement of `Files: *`; of a file in no known format the lines that say
+    copyright and a sign or a year; "" where there is none."""
     name = re.search(r"^Upstream-Name:[ \t]*(.+)$", copyright, flags=re.M)
     stanza = re.search(r"^Files:[ \t]*\*[ \t]*\n(?:.+\n)*?Copyright:(.*(?:\n[ \t]+\S.*)*)", copyright, flags=re.M)
-    statement = " ".join(re.sub(r"<\S+@\S+>", "", stanza[1]).split()) if stanza else ""
+    lines = re.findall(r"^.*\bCopyright[ \t]*(?:\(C\)|©|[12]\d{3}).*$", copyright, flags=re.M | re.I)
+    statement = stanza[1] if stanza else "; ".join(line.strip(" \t*#") for line in lines)
+    statement = " ".join(re.sub(r"<\S+@\S+>", "", statement).split())
     if len(statement) > 300:
         statement = statement[:300].rsplit(" ", 1)[0] + " and others"
     return ", ".join(filter(None, (name[1].strip() if name else "", statement)))

@@ -537,3 +537,21 @@ def test_a_list_that_cannot_be_had_stops_with_the_reason(tmp_path, monkeypatch, 
     with pytest.raises(BadInput, match=says):
         readers.sources(Corpus(input=("deb:Translation-gl",), language="gl"), tmp_path, log=lambda line: None)
     assert not list(tmp_path.glob("Translation-*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (
+            "Upstream-Name: Tiny\n\nFiles: *\nCopyright: 2020 Ana <a@b.gl>\n 2021 Breo\nLicense: X\n",
+            "Tiny, 2020 Ana 2021 Breo",
+        ),
+        (
+            "It was made by Ana.\n\nCopyright (C) 2000 - 2009 Ana\n* Copyright © Breo\n",
+            "Copyright (C) 2000 - 2009 Ana; Copyright © Breo",
+        ),
+        ("= Copyright and licensing information\nGPL\n", ""),
+    ],
+)
+def test_holders_are_those_of_all_files_or_those_that_a_text_names(text, named):
+    assert debian.holders(text) == named
