@@ -152,6 +152,27 @@ def test_the_word_bits_count_the_words(trained, kind):
     assert starts.sum() == len(re.findall(pattern, text)) and starts.dtype == bool and starts[0]
 
 
+NASTY = [" a", "a ", "a  b\n\nc", "", "  ", "▁x ▁", "a▁b", "[MASK] e [SEP]", "\u00a0a", "a\u2003b", "e\u0301 é",
+         "漢字 かな", "ª º ² İ", "<0x0A> [unused1] <0xFF>", "x" * 5000, "x" * 5000 + " y"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_words_encoded_one_by_one_and_kept_give_the_ids_of_the_whole_text(trained, monkeypatch, kind):
+    tokenizer = trained(kind)
+    texts = [*NASTY, *HARD, *TEXTS, *NASTY]
+    whole = [e.ids for e in tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert tokenizer.words_apart
+    for most in (module.MOST_KNOWN, 3):
+        monkeypatch.setattr(module, "MOST_KNOWN", most)
+        for text, expected in zip(texts, whole, strict=True):
+            assert tokenizer.encode([text])[0][0].tolist() == expected, text
+    assert tokenizer.known and max(map(len, tokenizer.known)) <= module.LONGEST_KNOWN
+
+
+def test_words_are_encoded_one_by_one_only_where_white_space_alone_separates_them(trained):
+    assert not trained("wordpiece").words_apart and not trained("unigram", **OPTIONS).words_apart
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_user_symbol_is_one_token_and_a_word_of_its_own(trained, kind):
     tokenizer = trained(kind, **OPTIONS)
