@@ -66,7 +66,7 @@ from prepare_peers import PEERS, ROW_LENGTH, THRESHOLD, corpus_settings
 
 from jaxbert import config as recipes
 from jaxbert.config import Clean, Corpus, Repetition
-from jaxbert.data import clean, near, overlap, packing, personal, readers, repetition, source, stages
+from jaxbert.data import clean, language, near, overlap, packing, personal, readers, repetition, source, stages
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.data.tokenizer import TextTokenizer
 
@@ -104,11 +104,11 @@ def raw_files() -> list[Path]:
     cache = Path(os.environ.get("JAXBERT_CACHE") or "~/.cache/jaxbert").expanduser() / "bench_prepare"
     cache.mkdir(parents=True, exist_ok=True)
     files = []
-    for language, packages in PACKAGES.items():
+    for code, packages in PACKAGES.items():
         name = stages.sha256_of_lines(packages.split())[:8]
-        file = cache / f"{language}-{name}.jsonl"
+        file = cache / f"{code}-{name}.jsonl"
         if not file.is_file():
-            corpus = Corpus(input=(f"deb:{packages.replace(' ', ',')}",), language=language)
+            corpus = Corpus(input=(f"deb:{packages.replace(' ', ',')}",), language=code)
             beside = file.with_suffix(".tmp")
             with open(beside, "wb") as out:
                 for one in readers.sources(corpus):
@@ -270,7 +270,8 @@ def stage_seconds(files: list[Path], tokenizer_folder: Path, folder: Path) -> It
     lines = [[p for line in text.splitlines() if (p := line.strip())] for text in texts]
     lines = [[p for p in of if not clean._unfit(p, steps)] for of in lines]
     yield "paragraphs by words and letters", since()
-    verdicts = [clean.identify(of, accepted, steps.language_threshold) for of in lines]
+    blocks = [lines[start : start + 256] for start in range(0, len(lines), 256)]
+    verdicts = [v for block in blocks for v in language.identify(block, accepted, steps.language_threshold)]
     texts = ["\n".join(p for p, no in zip(*both, strict=True) if not no) for both in zip(lines, verdicts, strict=True)]
     yield "language", since()
     hashes = list(map(clean.digest, texts))
@@ -324,7 +325,7 @@ def stage_seconds(files: list[Path], tokenizer_folder: Path, folder: Path) -> It
 def by_stage(files: list[Path], tokenizer: Path, megabytes: float, rounds: int, folder: Path) -> list[dict]:
     """MB/s of every stage."""
     near.sign(["warm"], 5)  # tables and the identifier, once a process
-    clean._probabilities("warm")
+    language.identifier()
     seconds: dict[str, list[float]] = {}
     for number in range(rounds):
         place = folder / f"stages-{number}"

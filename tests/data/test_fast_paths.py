@@ -14,7 +14,7 @@ sys.path.insert(0, str(REPOSITORY / "tools"))  # scripts, not a package
 
 import fast_paths  # noqa: E402
 
-from jaxbert.data import clean, near  # noqa: E402
+from jaxbert.data import clean, language, near  # noqa: E402
 
 
 def damaged(line: str, choose: random.Random) -> str:
@@ -67,7 +67,7 @@ def test_every_line_that_ftfy_changes_is_counted(counts):
     ("module", "name", "wrong", "what"),
     [
         (clean, "is_bad", lambda text: False, "repair, documents"),
-        (clean, "_probabilities", lambda text: {"en": 1.0}, "language, paragraphs"),
+        (language.Identifier, "classify", lambda self, sums, counts: np.ones((len(sums), 176)), "language, paragraphs"),
         (near, "shingles", lambda texts, old=near.shingles: (old(texts)[0] + np.uint64(1), old(texts)[1]), "sets of"),
         (near, "_mix", lambda x, old=near._mix: old(x) ^ np.uint64(1), "MinHash"),
     ],
