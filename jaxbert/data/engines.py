@@ -94,6 +94,9 @@ class Local:
             yield from map(function, works)
             return
         if not self._pool:
+            # A process a core: threads of numpy's products besides would wait for each other, spinning. Children read
+            # this when they import numpy.
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks of tokenizers and jax
             self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
         pending: deque[Any] = deque()
