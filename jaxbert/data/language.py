@@ -160,7 +160,8 @@ class Identifier:
         """Probabilities float32 (P, labels) of texts by `vectors_of`; all 0 for what has no known part at all."""
         end = self.number[_END]
         hidden_PD = (sums_PD + self.vectors[end]) / (counts_P + 1)[:, None].astype(np.float32)
-        right_NP = 1 / (1 + np.exp(-(self.output @ hidden_PD.T)))
+        with np.errstate(over="ignore"):  # 1 / (1 + ∞) is 0
+            right_NP = 1 / (1 + np.exp(-(self.output @ hidden_PD.T)))
         # fastText's logarithm: of x + 10⁻⁵.
         logs = np.log(1 - right_NP + np.float32(1e-5)), np.log(right_NP + np.float32(1e-5))
         leaves = len(self.labels)
