@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -74,7 +75,9 @@ def test_a_machine_that_is_not_known_is_named_with_those_that_are() -> None:
     ],
 )
 def test_make_runs_the_four_commands_of_a_recipe(arguments: list[str], recipe: str, run: str, fill: str) -> None:
-    done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    # As from a shell: under `make test` variables of that make would add lines.
+    shell = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, env=shell)
     prepared, trained, evaluated, exported = done.stdout.splitlines()[-4:]
     assert prepared.endswith(f"-m jaxbert.prepare --config={recipe}")
     assert trained.endswith(f"-m jaxbert.train --config={recipe} --workdir=runs/{run}")
