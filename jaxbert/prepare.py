@@ -18,7 +18,7 @@ The corpus directory (`corpus.directory`):
 Every folder is a stage: written under a temporary name, renamed when whole, never touched again. So the command can be
 killed at any moment and started again, and goes on with what is finished. A stage refuses a recipe other than its own.
 Bytes depend on the input and the recipe, not on the number of workers or on what runs them (data/engines.py). Memory
-does not grow with the input: see data/across.py, and data/tokenizer.py for the text that a trainer holds.
+does not grow with the input: see data/across.py, and data/train_tokenizer.py for the text that a trainer holds.
 """
 
 import contextlib
@@ -45,8 +45,20 @@ import numpy as np
 from jaxbert import config as recipes
 from jaxbert import errors
 from jaxbert.config import Config, Corpus, Weight
-from jaxbert.data import across, clean, engines, masking, mixture, overlap, packing, readers, source, stages, trace
-from jaxbert.data import tokenizer as tokenizers
+from jaxbert.data import (
+    across,
+    clean,
+    engines,
+    masking,
+    mixture,
+    overlap,
+    packing,
+    readers,
+    source,
+    stages,
+    trace,
+    train_tokenizer,
+)
 from jaxbert.data.documents import SPLITS, judge_sample, make_documents, shares
 from jaxbert.data.engines import Engine
 from jaxbert.data.tokenizer import TextTokenizer
@@ -293,7 +305,7 @@ def _tokenizer_stage(directory: Path, config: Config, documents: str) -> None:
         total = stages.read_record(directory, "documents")["report"]["splits"]["train"]["documents"]
         with stages.Progress("tokenizer", total, "documents") as progress:
             texts = (d["text"] for d in progress.count(source.read_documents(directory, "train"), "training on them"))
-            return tokenizers.train(texts, config.tokenizer, folder)
+            return train_tokenizer.train(texts, config.tokenizer, folder)
 
     recipe = {f"tokenizer.{k}": v for k, v in recipes.to_dict(config.tokenizer).items()}
     report = stages.run_stage(directory, "tokenizer", recipe, documents, make)
@@ -419,7 +431,7 @@ def _sample_tokenizer(config: Config, texts: list[str], folder: Path) -> TextTok
     for vocab_size in (wanted, *(n for n in (8000, 4000, 2000, 1000, 600, 400) if n < wanted)):
         with contextlib.suppress(BadInput):
             small = dataclasses.replace(config.tokenizer, vocab_size=vocab_size)
-            tokenizers.train(iter(texts), small, folder / str(vocab_size))
+            train_tokenizer.train(iter(texts), small, folder / str(vocab_size))
             stages.say(
                 f"tokens are of a tokenizer of {vocab_size:,} pieces trained on this sample, not of the final one"
             )

@@ -16,7 +16,7 @@ import pytest
 from jaxbert import config as recipes
 from jaxbert import prepare
 from jaxbert.convert import tokenizer as convert_tokenizer
-from jaxbert.data import engines, packing, source, stages
+from jaxbert.data import engines, packing, source, stages, train_tokenizer
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.errors import BadInput
 
@@ -286,7 +286,7 @@ def test_a_finished_tokenizer_is_never_trained_again(place, monkeypatch):
         patch.setattr(prepare, "make_tokens", interrupted)
         run(place)
     assert not (place / "corpus" / "tokens").exists()
-    monkeypatch.setattr(tokenizers, "train", interrupted)
+    monkeypatch.setattr(train_tokenizer, "train", interrupted)
     run(place)
 
 

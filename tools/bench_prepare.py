@@ -67,8 +67,19 @@ from prepare_peers import PEERS, ROW_LENGTH, THRESHOLD, corpus_settings
 
 from jaxbert import config as recipes
 from jaxbert.config import Clean, Corpus, Repetition
-from jaxbert.data import clean, language, near, overlap, packing, personal, readers, repetition, source, stages
-from jaxbert.data import tokenizer as tokenizers
+from jaxbert.data import (
+    clean,
+    language,
+    near,
+    overlap,
+    packing,
+    personal,
+    readers,
+    repetition,
+    source,
+    stages,
+    train_tokenizer,
+)
 from jaxbert.data.tokenizer import TextTokenizer
 
 PACKAGES = {
@@ -153,13 +164,13 @@ def raw_megabytes(texts: Iterable[str]) -> float:
 # --- end to end ---
 
 
-def train_tokenizer(texts: list[str], folder: Path) -> None:
+def common_tokenizer(texts: list[str], folder: Path) -> None:
     """One for all contestants; of a small sample as many pieces as it gives."""
     lines = (line for text in texts[:: max(1, len(texts) // 10_000)] for line in text.split("\n"))
     sizes, sample = (VOCABULARY, 4_096, 1_024), list(lines)
     for size in sizes:
         try:
-            tokenizers.train(iter(sample), recipes.Tokenizer(kind="unigram", vocab_size=size), folder)
+            train_tokenizer.train(iter(sample), recipes.Tokenizer(kind="unigram", vocab_size=size), folder)
             return
         except recipes.BadInput:
             if size == sizes[-1]:
@@ -417,7 +428,7 @@ def main() -> None:
             texts = [text for file in files for text in texts_of(file)]
             megabytes = raw_megabytes(texts)
             print(f"{len(texts):,} documents, {megabytes:.1f} MB, {len(files)} languages", flush=True)
-            train_tokenizer(texts, folder / "tokenizer")
+            common_tokenizer(texts, folder / "tokenizer")
             del texts
             lines = end_to_end(files, folder / "tokenizer", megabytes, flags.rounds, folder)
             lines += by_stage(files, folder / "tokenizer", megabytes, flags.rounds, folder)

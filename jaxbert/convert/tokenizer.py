@@ -12,7 +12,8 @@ from tokenizers import AddedToken, BertWordPieceTokenizer
 from tokenizers import Tokenizer as Pipeline
 
 from jaxbert import config
-from jaxbert.data.tokenizer import REPORT, TextTokenizer, train
+from jaxbert.data.tokenizer import REPORT, TextTokenizer
+from jaxbert.data.train_tokenizer import train
 from jaxbert.errors import BadInput
 
 ROLES_FILES = ("tokenizer_config.json", "special_tokens_map.json")

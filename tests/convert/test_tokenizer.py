@@ -7,7 +7,8 @@ import pytest
 
 from jaxbert import config
 from jaxbert.convert.tokenizer import compare_with_transformers
-from jaxbert.data.tokenizer import TextTokenizer, train
+from jaxbert.data.tokenizer import TextTokenizer
+from jaxbert.data.train_tokenizer import train
 from tests.pseudo_galician import HARD, documents
 
 transformers = pytest.importorskip("transformers")

@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from jaxbert import config
 from jaxbert.data import tokenizer as module
-from jaxbert.data.tokenizer import SPECIAL, TextTokenizer, train
+from jaxbert.data import train_tokenizer as training
+from jaxbert.data.tokenizer import SPECIAL, TextTokenizer
+from jaxbert.data.train_tokenizer import train
 from jaxbert.errors import BadInput
 from tests.pseudo_galician import HARD, documents
 
@@ -276,15 +278,15 @@ def test_what_the_trainer_skips_is_counted_and_long_paragraphs_are_cut(tmp_path)
     texts = [*TEXTS, paragraph, "x" * 5000, "unha liña con ▅ nela", "unha liña con \0 nela"]
     report = train(iter(texts), config.Tokenizer(vocab_size=500), tmp_path / "t")
     assert report["skipped_lines"] == {"longer_than_4192_bytes": 1, "reserved_character": 2}
-    assert report["lines"] == 2 * len(TEXTS) + -(-len(paragraph.encode()) // module.LONGEST_LINE)
+    assert report["lines"] == 2 * len(TEXTS) + -(-len(paragraph.encode()) // training.LONGEST_LINE)
     assert report["documents"] == report["documents_used"] == len(texts)
 
 
 def test_a_large_text_is_sampled_by_hash_whatever_its_order(tmp_path):
     recipe = config.Tokenizer(train_megabytes=0.02)
-    normalizer = module._normalizer(recipe)
-    lines, counts = module._training_lines(iter(TEXTS), recipe, normalizer)
-    assert module._training_lines(iter(TEXTS[::-1]), recipe, normalizer) == (lines, counts)
+    normalizer = training._normalizer(recipe)
+    lines, counts = training._training_lines(iter(TEXTS), recipe, normalizer)
+    assert training._training_lines(iter(TEXTS[::-1]), recipe, normalizer) == (lines, counts)
     assert counts["bytes_used"] == sum(len(line.encode()) + 1 for line in lines) - counts["documents_used"] <= 20_000
     assert 10 < counts["documents_used"] < counts["documents"] == len(TEXTS)
 
@@ -297,7 +299,7 @@ def test_the_folder_appears_whole_and_leftovers_of_a_killed_run_go(tmp_path, mon
         at_renaming.update(path.name for path in temporary.iterdir())
         temporary.rename(directory)
 
-    monkeypatch.setattr(module.os, "replace", rename)
+    monkeypatch.setattr(training.os, "replace", rename)
     train(iter(TEXTS), config.Tokenizer(vocab_size=500), tmp_path / "t")
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
     assert at_renaming == {path.name for path in (tmp_path / "t").iterdir()}
