@@ -18,10 +18,11 @@ LETTERS = {"N": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(sharding: Sharding, batch_rows: int) -> Mesh:
+def make_mesh(sharding: Sharding, batch_rows: int, field: str = "train.batch_size") -> Mesh:
     """A mesh over all devices; one axis may be -1 and takes what the others leave.
 
-    `batch_rows`: rows that one forward pass holds, which data × fsdp must divide. Raises BadInput otherwise.
+    `batch_rows`: rows that one forward pass holds, which data × fsdp must divide; `field`: of the recipe, that gives
+    them. Raises BadInput otherwise.
     """
     sizes = {"data": sharding.data, "fsdp": sharding.fsdp, "tensor": sharding.tensor}
     devices, free = jax.device_count(), [axis for axis, size in sizes.items() if size == -1]
@@ -36,7 +37,7 @@ def make_mesh(sharding: Sharding, batch_rows: int) -> Mesh:
         sizes[axis] = devices // fixed
     if batch_rows % (sizes["data"] * sizes["fsdp"]):
         raise BadInput(
-            f"train.batch_size: {batch_rows} rows (batch_size / accumulate) do not divide among "
+            f"{field}: {batch_rows} rows (batch_size / accumulate) do not divide among "
             f"{sizes['data'] * sizes['fsdp']} devices (sharding.data × sharding.fsdp); choose a multiple"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)

@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxbert import checkpoint, config, metrics, objectives, optim, phases, runs, sharding
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
-from jaxbert.data.source import Rows, Validation, prefetch
+from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
 from jaxbert.errors import BadInput, Diverged, run
 from jaxbert.evaluate import held_out
@@ -169,15 +169,24 @@ def _check_fits(settings: config.Config, corpus: dict[str, Any]) -> None:
 def _make_mesh(settings: config.Config) -> Any:
     """The mesh, which the batch of every phase must fill. Raises BadInput."""
     train = settings.train
-    mesh = sharding.make_mesh(settings.sharding, 0 if train.phases else train.batch_size // train.accumulate)
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    for i, phase in enumerate(train.phases):
-        if phase.batch_size // train.accumulate % devices:
-            raise BadInput(
-                f"train.phases[{i}].batch_size: {phase.batch_size // train.accumulate} rows (batch_size / accumulate) "
-                f"do not divide among {devices} devices (sharding.data × sharding.fsdp); choose a multiple"
-            )
+    fields = [f"train.phases[{i}].batch_size" for i in range(len(train.phases))] or ["train.batch_size"]
+    for field, (_, phase) in zip(fields, config.phases(settings), strict=True):
+        mesh = sharding.make_mesh(settings.sharding, phase.batch_size // train.accumulate, field)
     return mesh
+
+
+def _step_flops(objective: Any, feed: Feed) -> float:
+    """Model flops of a mean step."""
+    return sum(share * objective.step_flops(size, length) for size, length, share in feed.shapes())
+
+
+def _compile(update: Any, abstract: State, batches: Iterable[dict[str, np.ndarray]]) -> dict[tuple[int, ...], Any]:
+    """The step by the shape of a batch's rows, one for each shape in `batches`."""
+    compiled: dict[tuple[int, ...], Any] = {}
+    for shapes in map(_shapes, batches):
+        if (shape := shapes["input_ids_BT"].shape) not in compiled:
+            compiled[shape] = update.lower(abstract, shapes).compile()
+    return compiled
 
 
 def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
@@ -219,11 +228,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             in_shardings=(shardings, rows_sharding),
             out_shardings=(shardings, None),
         )
-        compiled: dict[tuple[int, ...], Any] = {}  # by the shape of the batch's rows: each phase's, each bucket's
-        for rows in (rows for part in plan.stretches for rows in part.feed.first_of_each_bucket()):
-            shapes = _shapes(make_batch(*rows))
-            if (shape := shapes["input_ids_BT"].shape) not in compiled:
-                compiled[shape] = update.lower(abstract, shapes).compile()
+        every = (rows for part in plan.stretches for rows in part.feed.first_of_each_bucket())
+        compiled = _compile(update, abstract, (make_batch(*rows) for rows in every))
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(abstract, shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -242,10 +248,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             writer,
             saves,
             lambda model: held_out(objective, score, model, validation, batch_size, limit),
-            [
-                sum(share * objective.step_flops(size, length) for size, length, share in part.feed.shapes()) / peak
-                for part in plan.stretches
-            ],
+            [_step_flops(objective, part.feed) / peak for part in plan.stretches],
             restored is None and not settings.model.initialize_from,
             {name: memory[name] for name in ("tokens", "sums")},
         )
