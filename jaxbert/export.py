@@ -36,7 +36,7 @@ from jaxbert.convert import exporter
 from jaxbert.convert.key_map import to_torch
 from jaxbert.convert.tokenizer import compare_with_transformers
 from jaxbert.data.source import Validation, read_documents
-from jaxbert.data.stages import FULL_OR_READ_ONLY
+from jaxbert.data.stages import FULL_OR_READ_ONLY, folder_beside
 from jaxbert.errors import BadInput, run
 from jaxbert.evaluate import corpus_of, mask_probabilities
 
@@ -137,22 +137,18 @@ def _check_out(out: Path) -> None:
 @contextlib.contextmanager
 def _temporary_beside(out: Path) -> Iterator[Path]:
     """A fresh folder next to `out`, gone afterwards whatever happens. A disk that cannot be written is BadInput."""
-    folder = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    for leftover in out.parent.glob(f".{out.name}.tmp-*"):  # of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(f"--out: cannot write {out}: {error.strerror}; choose another folder") from None
-    try:
-        yield folder
-    except Exception as error:  # safetensors has its own type for a full disk
-        number = error.errno if isinstance(error, OSError) else None
-        if number not in FULL_OR_READ_ONLY and "No space left" not in str(error):
-            raise
-        raise BadInput(f"--out: cannot write {out}: {error}; make room or choose another folder") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(folder_beside(out))
+        except OSError as error:
+            raise BadInput(f"--out: cannot write {out}: {error.strerror}; choose another folder") from None
+        try:
+            yield folder
+        except Exception as error:  # safetensors has its own type for a full disk
+            number = error.errno if isinstance(error, OSError) else None
+            if number not in FULL_OR_READ_ONLY and "No space left" not in str(error):
+                raise
+            raise BadInput(f"--out: cannot write {out}: {error}; make room or choose another folder") from None
 
 
 def _put_in_place(folder: Path, out: Path) -> None:

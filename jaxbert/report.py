@@ -11,8 +11,8 @@ system fonts, for phone, desk, dark and paper; its charts are data (charts.py) t
 """
 
 import argparse
+import functools
 import json
-import os
 import shutil
 import traceback
 from collections import Counter
@@ -86,10 +86,9 @@ def write_report(directory: str | Path) -> None:
                     return
             path.unlink()
         shutil.rmtree(directory / PICTURES, ignore_errors=True)
-        content = page(*_read(directory), made_from)
-        beside = path.with_name(f"{NAME}.tmp-{os.getpid()}")  # of a killed process, stages.sweep removes it
-        beside.write_text(content, encoding="utf-8")
-        beside.rename(path)
+        content = page(*_read(directory, made_from), made_from)
+        with stages.whole_file(path) as beside:
+            beside.write_text(content, encoding="utf-8")
     except Exception as error:
         if not isinstance(error, BadInput | OSError):
             traceback.print_exc()
@@ -109,7 +108,7 @@ def write_pictures(directory: str | Path, dots: int = charts.DOTS) -> list[Path]
     Raises BadInput where there is no matplotlib.
     """
     directory = Path(directory)
-    corpus, measured, _ = _read(directory)
+    corpus, measured, _ = _read(directory, _made_from(directory))
     about = f"{_title(corpus)}, {corpus['fates'].get('kept', 0):,} documents, {measured.total['tokens']:,} tokens"
     drawn = {name: chart for name, chart in charts_of(corpus, measured).items() if chart.bars}
     columns = [[drawn[name] for name in names if name in drawn] for names in OVERVIEW]
@@ -121,8 +120,9 @@ def write_pictures(directory: str | Path, dots: int = charts.DOTS) -> list[Path]
     return [directory / PICTURES / f"{name}.png" for name in pictures]
 
 
-def _read(directory: Path) -> tuple[dict[str, Any], Measured, TextTokenizer]:
-    """(corpus.json, what it does not count, the tokenizer) of a prepared corpus."""
+@functools.lru_cache(maxsize=1)  # the page and the pictures of a corpus are made from one pass over it
+def _read(directory: Path, made_from: str) -> tuple[dict[str, Any], Measured, TextTokenizer]:
+    """(corpus.json, what it does not count, the tokenizer) of a prepared corpus; `made_from`: of `_made_from`."""
     corpus = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
     tokenizer = TextTokenizer.load(directory / "tokenizer")
     return corpus, census.measure(directory, corpus, tokenizer), tokenizer

@@ -34,6 +34,7 @@ from jaxbert import config as configs
 from jaxbert.convert import importer, sources, vocabulary
 from jaxbert.convert.key_map import Row, flatten, from_torch, to_torch
 from jaxbert.convert.tokenizer import import_tokenizer
+from jaxbert.data.stages import folder_beside
 from jaxbert.data.tokenizer import REPORT, TextTokenizer
 from jaxbert.errors import BadInput, run
 
@@ -318,19 +319,14 @@ def _check_absent(workdir: Path) -> None:
 @contextlib.contextmanager
 def _appearing(workdir: Path) -> Iterator[Path]:
     """A folder beside `workdir` that becomes it when the block is through, and else goes away."""
-    temporary = workdir.with_name(f".{workdir.name}.tmp-{os.getpid()}")
-    for leftover in workdir.parent.glob(f".{workdir.name}.tmp-*"):  # of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if workdir.is_dir():
-            workdir.rmdir()
-        temporary.rename(workdir)
+        with folder_beside(workdir) as temporary:
+            yield temporary
+            if workdir.is_dir():
+                workdir.rmdir()
+            temporary.rename(workdir)
     except OSError as error:
         raise BadInput(f"--workdir: cannot write {workdir}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _vocabulary(state: dict[str, np.ndarray], rows: list[Row]) -> int:

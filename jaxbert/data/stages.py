@@ -117,9 +117,22 @@ def written_whole(directory: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes `path` when the block ends: several processes may write the same at once."""
-    temporary = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp-{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}")
     yield temporary
     temporary.rename(path)
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """A fresh folder next to `target`, gone afterwards whatever happens; what killed processes left goes, too."""
+    folder = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    for leftover in target.parent.glob(f".{target.name}.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(directory: Path) -> None:
@@ -130,10 +143,9 @@ def sweep(directory: Path) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """JSON in its given order, whole or not at all: written beside and renamed."""
-    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(beside)
-    beside.rename(path)
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _sync(beside)
 
 
 def sha256(path: Path) -> str:
