@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from jaxbert.data import packing, source, stages
+from jaxbert.data.source import SPLITS
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 
-SPLITS = ("train", "validation")
 LONGEST = 1 << 20  # tokens; lengths of documents are counted one by one up to here
 CHUNK = 1 << 22  # tokens looked at at once
 SENTENCE_WORDS, SENTENCE_CHARACTERS = (6, 16), 120  # what fits an example

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import heapq
+import itertools
 import json
 import pickle
 from collections.abc import Iterator, Sequence
@@ -96,10 +97,10 @@ def _near(
         found = index.find()
         rejected = np.flatnonzero(found.near >= 0)
         of_part = np.searchsorted(first, documents[rejected], side="right") - 1
-        for numbers in np.split(rejected, np.flatnonzero(np.diff(of_part)) + 1) if len(rejected) else ():
-            part = int(np.searchsorted(first, documents[numbers[0]], side="right")) - 1
+        numbered = zip(of_part.tolist(), rejected.tolist(), strict=True)
+        for part, numbers in itertools.groupby(numbered, lambda pair: pair[0]):
             details = {}
-            for number in numbers.tolist():
+            for _, number in numbers:
                 other, document = int(found.near[number]), int(documents[number])
                 across = index.is_validation(other) and not index.is_validation(number)
                 verdict[document] = NEAR_VALIDATION if across else NEAR

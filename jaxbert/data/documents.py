@@ -16,9 +16,8 @@ from typing import Any
 from jaxbert.config import Corpus
 from jaxbert.data import across, clean, engines, overlap, parts, readers, source, stages
 from jaxbert.data.engines import Engine
+from jaxbert.data.source import SPLITS
 from jaxbert.errors import BadInput
-
-SPLITS = ("train", "validation")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ cluster must see. What comes after, group-bys on hashes among it, is the same co
 both write the same bytes.
 """
 
-import contextlib
 import itertools
 import multiprocessing
 import os
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jaxbert.data import stages
 from jaxbert.errors import BadInput
@@ -27,32 +26,28 @@ from jaxbert.errors import BadInput
 IN_FLIGHT = 3  # works a process
 
 
-class Engine(Protocol):
-    """What runs functions over pieces of a preparation."""
+Function = Callable[[Any], Any]  # of a work; importable by name, or a partial of such
+Expand = Callable[[Any], Iterable[Any]]  # a piece → its works; alike
 
-    workers: int  # processes that share this machine's cores; an engine of other machines says 1
+
+class Engine:
+    """What runs functions over pieces of a preparation. A context manager, which can be entered again."""
+
+    workers = 1  # processes that share this machine's cores; an engine of other machines says 1
 
     def __enter__(self) -> "Engine":
-        """Engines are context managers, and can be entered again."""
-        ...
+        """Nothing is started yet."""
+        return self
 
     def __exit__(self, *_: Any) -> None:
         """End what was started."""
-        ...
 
-    def map(
-        self,
-        function: Callable[[Any], Any],
-        pieces: Sequence[Any],
-        expand: Callable[[Any], Iterable[Any]],
-        folder: Path,
-    ) -> Iterator[Any]:
+    def map(self, function: Function, pieces: Sequence[Any], expand: Expand, folder: Path) -> Iterator[Any]:
         """The results of `function` for every work of `expand(piece)`, in the order of pieces and works.
 
-        Both functions must be importable by name (or partials of such), `folder` is empty and may be filled. Raises
-        what a function raised.
+        `folder`: all machines see it; results may wait there. Raises what a function raised.
         """
-        ...
+        raise NotImplementedError
 
 
 def whole(piece: Any) -> Iterable[Any]:
@@ -60,7 +55,7 @@ def whole(piece: Any) -> Iterable[Any]:
     return (piece,)
 
 
-class Local:
+class Local(Engine):
     """Processes of this machine, started when first needed; with one worker everything happens in this process.
 
     `expand` runs in this process, works are taken as fast as they are done: memory is bounded by those in flight.
@@ -71,23 +66,13 @@ class Local:
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "Local":
-        """Nothing is started yet."""
-        return self
-
     def __exit__(self, *_: Any) -> None:
         """End the processes."""
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def map(
-        self,
-        function: Callable[[Any], Any],
-        pieces: Sequence[Any],
-        expand: Callable[[Any], Iterable[Any]],
-        folder: Path,
-    ) -> Iterator[Any]:
+    def map(self, function: Function, pieces: Sequence[Any], expand: Expand, folder: Path) -> Iterator[Any]:
         """See `Engine.map`."""
         works = itertools.chain.from_iterable(map(expand, pieces))
         if self.workers == 1:
@@ -122,10 +107,8 @@ def _start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-class Beam:
+class Beam(Engine):
     """Pipelines of Apache Beam with Beam's own options; results come back through files in `folder`."""
-
-    workers = 1
 
     def __init__(self, options: Sequence[str]) -> None:
         """`options`: as Beam's command line takes them. Raises BadInput where Beam is missing or knows one not."""
@@ -133,30 +116,16 @@ class Beam:
             from apache_beam.options.pipeline_options import PipelineOptions
         except ImportError:
             raise BadInput("--runner=beam needs Apache Beam; pip install 'jaxbert[beam]'") from None
-        known, self.options = PipelineOptions(list(options)), list(options)
-        with contextlib.redirect_stderr(None):
-            given = known.get_all_options(drop_default=True, retain_unknown_options=False)
+        self.options = list(options)
+        known = PipelineOptions(self.options).get_all_options(retain_unknown_options=False)
         for option in options:
             name = option.partition("=")[0].lstrip("-").replace("-", "_")
-            if option.startswith("--") and name not in {*given, *known.get_all_options(retain_unknown_options=False)}:
+            if option.startswith("--") and name not in known:
                 raise BadInput(
                     f"--runner=beam: Beam has no option {option.partition('=')[0]}; see its pipeline options"
                 )
 
-    def __enter__(self) -> "Beam":
-        """Nothing to open."""
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        """Nothing to close."""
-
-    def map(
-        self,
-        function: Callable[[Any], Any],
-        pieces: Sequence[Any],
-        expand: Callable[[Any], Iterable[Any]],
-        folder: Path,
-    ) -> Iterator[Any]:
+    def map(self, function: Function, pieces: Sequence[Any], expand: Expand, folder: Path) -> Iterator[Any]:
         """See `Engine.map`. The pipeline has ended before the first result comes."""
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -171,7 +140,7 @@ class Beam:
                 | apache_beam.Reshuffle()
                 | apache_beam.Map(_stored, function, str(results))
             )
-        for path in sorted(results.glob("*[0-9]")):  # a work that was cut off leaves another name
+        for path in sorted(p for p in results.iterdir() if ".tmp-" not in p.name):  # what a work that was cut off left
             with open(path, "rb") as file:
                 result = pickle.load(file)
             if isinstance(result, Exception):
@@ -189,7 +158,7 @@ def open_engine(runner: str, workers: int, options: Sequence[str]) -> Engine:
     return Local(workers)
 
 
-def _expanded(numbered: tuple[int, Any], expand: Callable[[Any], Iterable[Any]]) -> Iterator[tuple[str, Any]]:
+def _expanded(numbered: tuple[int, Any], expand: Expand) -> Iterator[tuple[str, Any]]:
     """(the name of its result, the work); an error of reading is a work that `_stored` passes on."""
     number, piece = numbered
     made = -1
@@ -200,7 +169,7 @@ def _expanded(numbered: tuple[int, Any], expand: Callable[[Any], Iterable[Any]])
         yield f"{number:08d}-{made + 1:08d}", error
 
 
-def _stored(named: tuple[str, Any], function: Callable[[Any], Any], results: str) -> None:
+def _stored(named: tuple[str, Any], function: Function, results: str) -> None:
     """Write the result; Beam may run a work again, or twice at once."""
     name, work = named
     try:

@@ -59,7 +59,7 @@ class _Reader:
 
 
 class Identifier:
-    """The model. `labels`: the languages, in the order of `probabilities`."""
+    """The model. `labels`: the languages, in the order of what `classify` returns."""
 
     def __init__(self, path: Path) -> None:
         """Read a quantized, supervised model with hierarchical softmax. Raises ValueError for another."""
@@ -96,6 +96,8 @@ class Identifier:
 
         Those of several texts add up to those of the texts joined by spaces.
         """
+        if not texts:
+            return np.zeros((0, self.width), np.float32), np.zeros(0, np.int64)
         split = list(map(_words, texts))
         if len(self.known) > MOST_KNOWN:
             self.known.clear()
@@ -108,8 +110,6 @@ class Identifier:
         lengths = np.array([len(words) for words in split])  # none is 0: "" is a word, without a vector
         at = np.fromiter(map(self.known.__getitem__, every), np.int64, len(every))
         first = np.cumsum(lengths) - lengths
-        if not len(at):
-            return np.zeros((0, self.width), np.float32), np.zeros(0, np.int64)
         return np.add.reduceat(self.sums[at], first), np.add.reduceat(self.counts[at], first)
 
     def _of_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +157,7 @@ class Identifier:
         return np.concatenate(rows), np.concatenate(owners)
 
     def classify(self, sums_PD: np.ndarray, counts_P: np.ndarray) -> np.ndarray:
-        """Probabilities float32 (P, labels) of texts by `vectors_of`; all 0 for what has no known part at all."""
+        """Probabilities, float32 (P, labels), of texts by their `vectors_of`; one with no known part is only an end."""
         end = self.number[_END]
         hidden_PD = (sums_PD + self.vectors[end]) / (counts_P + 1)[:, None].astype(np.float32)
         with np.errstate(over="ignore"):  # 1 / (1 + ∞) is 0

@@ -15,7 +15,7 @@ import functools
 import itertools
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,20 @@ import zstandard
 from jaxbert.config import Corpus
 from jaxbert.data import clean, groups, near, overlap, readers, stages
 from jaxbert.data.clean import Cleaned
-from jaxbert.data.files import Document, Unparsed, Unread
+from jaxbert.data.files import COMPRESSED, Document, Unparsed, Unread
 
 CHARACTERS = 1 << 20  # of a work out of a large file, nearly
 SMALL = 4 << 20  # bytes of files that are one work together
 EXPANDS = 20  # compressed bytes count so often
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Some files of the input, in order: a large one, or small ones together."""
+
+    number: int
+    source: readers.Source  # whose `files` are those of this piece
+    large: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +65,22 @@ class Part:
 # --- the input in works ---
 
 
-def divided(found: Sequence[readers.Source]) -> list[tuple[int, readers.Source]]:
-    """All files of all sources in order, small ones together: (number, the source with these files)."""
-    pieces: list[readers.Source] = []
+def divided(found: Sequence[readers.Source]) -> list[Piece]:
+    """All files of all sources in order, small ones together."""
+    pieces: list[Piece] = []
     for source in found:
-        size = 0
-        taken: list[tuple[str, str, str]] = []
+        taken: list[list[tuple[str, str, str]]] = []
+        sizes: list[int] = []
         for file in source.files:
-            bytes = _bytes(file)
-            if taken and size + bytes > SMALL:
-                pieces.append(dataclasses.replace(source, files=tuple(taken)))
-                taken, size = [], 0
-            taken.append(file)
-            size += bytes
-        if taken:
-            pieces.append(dataclasses.replace(source, files=tuple(taken)))
-    return list(enumerate(pieces))
+            size = _bytes(file)
+            if not taken or sizes[-1] + size > SMALL:
+                taken.append([])
+                sizes.append(0)
+            taken[-1].append(file)
+            sizes[-1] += size
+        for files, size in zip(taken, sizes, strict=True):
+            pieces.append(Piece(len(pieces), dataclasses.replace(source, files=tuple(files)), size > SMALL))
+    return pieces
 
 
 def _bytes(file: tuple[str, str, str]) -> int:
@@ -80,13 +89,13 @@ def _bytes(file: tuple[str, str, str]) -> int:
         size = os.path.getsize(file[1])
     except OSError:
         return SMALL + 1
-    return size * (EXPANDS if file[1].endswith((".gz", ".bz2", ".xz", ".zst", ".epub", ".parquet")) else 1)
+    return size * (EXPANDS if file[1].endswith((*COMPRESSED, ".epub", ".parquet")) else 1)
 
 
-def works(piece: tuple[int, readers.Source], corpus: Corpus) -> Iterator[Work]:
+def works(piece: Piece, corpus: Corpus) -> Iterator[Work]:
     """Small files are read where they are cleaned, a large one here, so that its documents can go to several."""
-    number, source = piece
-    if sum(map(_bytes, source.files)) <= SMALL:
+    number, source = piece.number, piece.source
+    if not piece.large:
         yield Work(f"{number:08d}", source, None)
         return
     for i, block in enumerate(stages.blocks(readers.read_unparsed(source, corpus), CHARACTERS)):
@@ -172,10 +181,10 @@ def read(folder: Path, part: Part) -> Iterator[tuple[Document | Unread, Cleaned]
         yield from itertools.chain.from_iterable(_unpickled(file))
 
 
-def _signed(fit: Iterable[tuple[Document | Unread, Cleaned]], corpus: Corpus) -> tuple[list[str], bytes, list[Any]]:
-    ids, cleaned = zip(*((d.id, c) for d, c in fit), strict=True) if fit else ((), ())
-    held_out = bytes(clean.split_of(c, corpus.validation_share) == "validation" for c in cleaned)
-    return list(ids), held_out, near.sign([c.text for c in cleaned], near.rows_of_band(corpus.clean.near_duplicates))
+def _signed(fit: Sequence[tuple[Document | Unread, Cleaned]], corpus: Corpus) -> tuple[list[str], bytes, list[Any]]:
+    held_out = bytes(clean.split_of(c, corpus.validation_share) == "validation" for _, c in fit)
+    signatures = near.sign([c.text for _, c in fit], near.rows_of_band(corpus.clean.near_duplicates))
+    return [d.id for d, _ in fit], held_out, signatures
 
 
 def read_signed(folder: Path, part: Part) -> Iterator[tuple[str, bool, near.Signature]]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxbert.data import masking, packing
 from jaxbert.errors import BadInput
 
+SPLITS = ("train", "validation")
 _FEISTEL_ROUNDS = 6
 SHARD_BYTES = 256 << 20  # of JSON in a file of documents
 RECORD_OPTIONS = "group_size:64,zstd:1"
