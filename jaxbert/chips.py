@@ -1,0 +1,85 @@
+"""The accelerators that jaxbert knows: what a datasheet says of each, and topologies of them that need not be attached.
+
+`libtpu` compiles for a TPU by its name, on any Linux machine (jax.experimental.topologies). Nothing runs there.
+"""
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+from jaxbert.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One *device* as JAX counts it: a chip, or one of its two cores where those are devices of their own.
+
+    Sources: cloud.google.com/tpu/docs (the page of each version: FLOP/s, HBM, bandwidths), jax's own table for kernels
+    (jax/_src/pallas/mosaic/tpu_info.py: VMEM, matrix units); NVIDIA's H100 SXM datasheet.
+    """
+
+    name: str  # in topologies: "v5e" of "v5e:16x16"
+    kind: str  # jax's device_kind
+    flops: float  # dense bfloat16 FLOP/s
+    hbm: float  # bytes
+    hbm_bandwidth: float  # bytes/s
+    link_bandwidth: float  # bytes/s that one device sends in all directions together
+    clock: float = 0.0  # Hz; FLOP/s ÷ (2 × multipliers), so derived; 0: not derived
+    matrix_units: int = 0  # of one device
+    matrix_size: int = 128  # rows and columns of a matrix unit
+    cores: int = 1  # TensorCores of one device
+    devices_a_chip: int = 1
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        # libtpu's ahead-of-time v4 has its two cores as devices (no megacore): half a chip each.
+        Chip("v4", "TPU v4", 137.5e12, 16 * 2**30, 614e9, 150e9, 1.05e9, 4, devices_a_chip=2),
+        Chip("v5e", "TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9, 1.5e9, 4),
+        Chip("v5p", "TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9, 1.75e9, 8, cores=2),
+        Chip("v6e", "TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 400e9, 1.75e9, 4, matrix_size=256),
+        Chip("tpu7x", "TPU7x", 1153.5e12, 96 * 2**30, 3690e9, 600e9, 2.2e9, 4, matrix_size=256, devices_a_chip=2),
+        Chip("h100", "NVIDIA H100", 989e12, 80e9, 3350e9, 450e9),
+    )
+}
+TOPOLOGY = re.compile(r"([a-z0-9]+):(\d+(?:x\d+)*)")
+
+
+def parse(topology: str) -> tuple[Chip, int]:
+    """("v5e", 256 devices) of "v5e:16x16"; raises BadInput for a name that is none."""
+    match = TOPOLOGY.fullmatch(topology)
+    chip = CHIPS.get(match[1]) if match else None
+    if match is None or chip is None:
+        raise BadInput(
+            f"topology: {topology!r}; give CHIP:AxB or CHIP:AxBxC, as v5e:16x16 or v5p:4x4x4; chips: {', '.join(CHIPS)}"
+        )
+    count = chip.devices_a_chip
+    for size in match[2].split("x"):
+        count *= int(size)
+    return chip, count
+
+
+def open_topology(topology: str) -> tuple[Chip, list[Any]]:
+    """The chip and the devices, in jax's order, of a topology that need not be attached: compile for them, run nothing.
+
+    Raises BadInput for an unknown topology, one that the compiler refuses, and where the compiler is not installed.
+    To be called before jax starts a backend of its own: this process then computes on the CPU.
+    """
+    chip, _ = parse(topology)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to the metadata server of a cloud machine
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # what libtpu would ask for, in 20 lines of warnings
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:
+        if "libtpu" in str(error).lower() or isinstance(error, ImportError):
+            raise BadInput(
+                f"topology: compiling for {topology} needs libtpu; pip install 'jaxbert[tpu]' ({error})"
+            ) from None
+        raise BadInput(f"topology: the compiler refuses {topology!r}: {error}") from None
+    return chip, list(described.devices)
