@@ -25,9 +25,10 @@ Attention = Callable[..., jax.Array]
 @pytest.fixture(params=["reference", "xla_chunked"])
 def attention(request: pytest.FixtureRequest) -> Attention:
     """An implementation; the blocks are smaller than the rows, whose lengths they do not divide."""
+    compute = api.IMPLEMENTATIONS[request.param].compute
     if request.param == "xla_chunked":
-        return functools.partial(xla_chunked.attention, block=4, scale=SCALE)
-    return functools.partial(api.IMPLEMENTATIONS[request.param].compute, scale=SCALE)
+        compute = functools.partial(compute, block=4)
+    return jax.jit(functools.partial(compute, scale=SCALE), static_argnames=("scale", "window", "dropout_rate"))
 
 
 def qkv(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -92,14 +93,13 @@ def test_queries_that_see_no_key_get_zeros_and_every_gradient_of_theirs_is_zero(
 
 @pytest.mark.parametrize("window", [1, 2, 3, 6, 17, 40])
 def test_a_window_is_a_band_of_half_its_size_on_either_side(attention: Attention, window: int) -> None:
-    (q, k, v), ids = qkv(17), segments(9, 6, padding=2)
-    output, pull = jax.vjp(lambda v: attention(q, k, v, ids, ids, window=window), v)
-    for t in range(17):
-        (gradient,) = pull(jnp.zeros_like(output).at[:, t].set(1.0))
-        seen = np.abs(np.asarray(gradient)).sum((0, 2, 3)) > 0
-        row = np.asarray(ids[0])
-        expected = (row == row[t]) & (row > 0) & (np.abs(np.arange(17) - t) <= window // 2)
-        np.testing.assert_array_equal(seen, expected)
+    q, k = jax.random.normal(KEY, (2, B, 17, N, 17))
+    v = jnp.broadcast_to(jnp.eye(17)[:, None], k.shape)  # the result is then the probabilities
+    ids = segments(9, 6, padding=2)
+    row, places = np.asarray(ids[0]), np.arange(17)
+    expected = (row[:, None] == row) & (row > 0) & (np.abs(places[:, None] - places) <= window // 2)
+    seen = np.asarray(attention(q, k, v, ids, ids, window=window)) > 0
+    np.testing.assert_array_equal(seen, np.broadcast_to(expected[:, None], seen.shape))
 
 
 def test_a_window_over_the_row_changes_nothing(attention: Attention) -> None:
@@ -180,8 +180,13 @@ def value_and_gradients(
     if window is not None:
         q_ids = k_ids
     call = functools.partial(attention, scale=SCALE, window=window)
-    output, pull = jax.vjp(lambda q, k, v: call(q, k, v, jnp.asarray(q_ids), jnp.asarray(k_ids)), q, k, v)
-    return [np.asarray(x) for x in (output, *pull(g))]
+
+    @jax.jit
+    def both(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        output, pull = jax.vjp(lambda q, k, v: call(q, k, v, jnp.asarray(q_ids), jnp.asarray(k_ids)), q, k, v)
+        return output, *pull(g)
+
+    return [np.asarray(x) for x in both(q, k, v, g)]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-13), ("float32", 5e-6)])
@@ -203,30 +208,42 @@ def test_values_and_gradients_in_blocks_are_the_references(
             assert np.abs(ours - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
 
 
-def visited_blocks(attention: Attention, *arguments: Any) -> int:
-    """Blocks of scores that the forward pass computes."""
-    visits = []
-    scores = xla_chunked._scores
+def needed(q_ids: jax.Array, window: int | None = None) -> list[range]:
+    """Of each block of 16 queries, the blocks of keys to visit."""
+    ids = xla_chunked._segment_blocks(q_ids, 16)
+    first, stop = xla_chunked._needed(ids, ids, window)
+    return [range(*pair) for pair in zip(first.tolist(), stop.tolist(), strict=True)]
+
+
+def test_blocks_are_needed_within_the_band_and_between_the_first_and_last_that_shares_a_segment() -> None:
+    whole, packed, padded = segments(96), segments(32, 20, 12, 32), segments(20, padding=76)
+    assert needed(whole) == [range(6)] * 6
+    assert needed(packed) == [range(0, 2)] * 2 + [range(2, 4)] * 2 + [range(4, 6)] * 2
+    assert [len(blocks) for blocks in needed(padded)] == [2, 2, 0, 0, 0, 0]
+    assert needed(whole, 32) == [range(max(0, i - 1), min(6, i + 2)) for i in range(6)]
+    assert needed(whole, 34) == [range(max(0, i - 2), min(6, i + 3)) for i in range(6)]
+    assert needed(packed, 2) == needed(packed)
+
+
+def test_a_block_that_any_row_of_the_batch_needs_is_needed() -> None:
+    rows = jnp.concatenate([segments(32, 64)[:1], segments(16, 80)[:1]])
+    assert needed(rows)[:3] == [range(0, 2), range(0, 6), range(1, 6)]
+
+
+def test_blocks_that_are_not_needed_are_not_computed() -> None:
+    visits, scores = [], xla_chunked._scores
 
     def counted(*given: Any) -> jax.Array:
         jax.debug.callback(visits.append, given[4])
         return scores(*given)
 
+    ids = segments(32, 16)
     with mock.patch.object(xla_chunked, "_scores", counted):
-        jax.block_until_ready(attention(*arguments))
+        jax.block_until_ready(
+            jax.jit(functools.partial(xla_chunked.attention, block=16, scale=1.0))(*qkv(48), ids, ids)
+        )
         jax.effects_barrier()
-    return len(visits)
-
-
-def test_blocks_are_visited_within_the_band_and_between_first_and_last_of_shared_segments() -> None:
-    count = functools.partial(visited_blocks, functools.partial(xla_chunked.attention, block=16, scale=SCALE))
-    whole, packed, padded = segments(96), segments(32, 20, 12, 32), segments(20, padding=76)
-    assert count(*qkv(96), whole, whole) == 6 * 6
-    assert count(*qkv(96), packed, packed) == 2 * 2 + 2 * 2 + 2 * 2
-    assert count(*qkv(96), padded, padded) == 2 * 2
-    banded = functools.partial(xla_chunked.attention, block=16, scale=SCALE, window=32)
-    assert visited_blocks(banded, *qkv(96), whole, whole) == 6 + 2 * 5
-    assert visited_blocks(banded, *qkv(96), packed, packed) == 2 * 2 + 2 * 2 + 2 * 2
+    assert len(visits) == 2 * 2 + 1
 
 
 def temporary_bytes(attention: Attention, length: int, policy: str) -> int:
