@@ -36,11 +36,10 @@ def make_update(
     of predicted tokens, so accumulation gives the large batch's result. Returned metrics are scalars on the device.
     """
     train, clip = settings.train, settings.optimizer.clip_norm
-    dropout_key = jax.random.key(train.dropout_seed)
 
     def gradients(model: Any, batch: dict[str, jax.Array], step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         def loss_sum(model: Any, part: dict[str, jax.Array], index: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            key = jax.random.fold_in(jax.random.fold_in(dropout_key, step), index)
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.dropout_seed), step), index)
             total, count, more = objective.loss(model, part, key)
             return total, {"loss": total, "count": count, **more}
 
@@ -118,7 +117,8 @@ def make_step(settings: config.Config, objective: Any, steps: int, mesh: jax.sha
     optimizer = optim.make_optimizer(settings.optimizer)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, steps)
     init = functools.partial(initial_state, objective, optimizer)
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    # Nothing here may compute: the mesh's devices need not be attached.
+    abstract = jax.eval_shape(lambda: init(jax.random.key(0)))
     shardings = sharding.shard_by_name(abstract, mesh)
     rows = sharding.batch_sharding(mesh, leading=1)
     update = jax.jit(
