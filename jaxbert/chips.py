@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import importlib.util
 import os
 import re
 from typing import Any
@@ -68,16 +69,19 @@ def open_topology(topology: str) -> tuple[Chip, list[Any]]:
     To be called before jax starts a backend of its own: this process then computes on the CPU.
     """
     chip, _ = parse(topology)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no question to the metadata server of a cloud machine
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compilers may run side by side: none of them has a TPU
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # what libtpu would ask for, in 20 lines of warnings
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    import jax
     from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")
 
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
-        if "libtpu" in str(error).lower() or isinstance(error, ImportError):
+        if importlib.util.find_spec("libtpu") is None:
             raise BadInput(
                 f"topology: compiling for {topology} needs libtpu; pip install 'jaxbert[tpu]' ({error})"
             ) from None
