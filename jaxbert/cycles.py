@@ -1,6 +1,6 @@
 """Static cycles: what the machine programs that libtpu writes say about a compiled step, with no TPU attached.
 
-`libtpu` dumps one program for each fusion and Pallas kernel, a line a VLIW bundle, one cycle a bundle if nothing stalls,
+`libtpu` dumps a program for each fusion and Pallas kernel, a line a VLIW bundle, one cycle a bundle if nothing stalls,
 beside a table of the slots that each bundle fills. A program takes at least the largest of its bundles (times the trips
 of its loops), the time its matrix products need at the chip's peak, and the time its operands need from HBM. Stalls of
 DMA, network and matrix unit are in none of them, and programs are taken one after the other: the sum ranks alternatives
