@@ -8,6 +8,7 @@ predicates that follow from the iteration alone, which a little scalar arithmeti
 
 import bisect
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -19,9 +20,37 @@ _REGION = re.compile(r"Start(?:/End empty)? region (\d+)\b")
 _BRANCH = re.compile(r"sbr\.rel(?: \((!?)(%p\w+)\))? target = \$region(\d+)")
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _SCALAR = re.compile(r"(%[sp]\w+) = (s[a-z]+\.[\w.]+|sphi|scalar_select|p[a-z]+) ([^;}]*)")
+_TRANSFER = re.compile(
+    r"dma\.(?:general|hbm_to_\w+|\w+_to_hbm)(?: \[thread:\$\d+\])? *(?:\((!?)(%p\w+)\), )?"
+    r".*?size_in_granules=\*/(%?\w+)"
+    r"(?:(?!dma\.).)*?(?:window_bounds: \(([\d, ]+)\).*?element_size_in_bytes: (\d+)|$)",
+    re.DOTALL,
+)
 _PREDICATED = re.compile(r"\((!?)(%p\w+)(?:, (%s\w+))?\), ")
 
+GRANULE = 32  # bytes, of a transfer's size
+
 Value = int | None  # None: depends on data
+Predicate = tuple[bool, str] | None  # (negated, name); None: always
+
+
+@dataclasses.dataclass(frozen=True)
+class _Skip:
+    """A branch forward."""
+
+    bundle: int
+    predicate: Predicate
+    target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Transfer:
+    """A DMA between HBM and the core."""
+
+    bundle: int
+    predicate: Predicate
+    granules: str  # a number or a name
+    block: int  # bytes of a whole block: where the number depends on data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,67 +69,84 @@ def split(text: str) -> list[str]:
 
 
 class Flow:
-    """Loops, and how often each bundle runs in an iteration of the innermost loop around it."""
+    """What a program's loops do, found by following their counters. Arrays have an entry for each bundle.
+
+    A bundle runs `executed` times in a mean iteration of the innermost loop around it and moves `moved` bytes between
+    HBM and the core in it. Branches and transfers that depend on data are taken to run, loops of unknown trips to run
+    everything in them: the most.
+    """
 
     def __init__(self, bundles: list[str]):
         """`bundles` as `split` gives them."""
         self.count = len(bundles)
-        self.scalars = _Scalars(bundles)
+        self.executed, self.moved = np.ones(self.count), np.zeros(self.count)
+        self._scalars = _Scalars(bundles)
         regions = {region: i for i, bundle in enumerate(bundles) for region in _REGION.findall(bundle)}
-        branches = [
-            (i, predicate and (negated == "!", predicate), regions[region])
-            for i, bundle in enumerate(bundles)
-            for negated, predicate, region in _BRANCH.findall(bundle)
-            if region in regions
-        ]
-        self._skips = [branch for branch in branches if branch[2] > branch[0]]  # (bundle, predicate, target)
-        backward = [(i, predicate, target) for i, predicate, target in branches if target <= i]
-        loops = []
-        for i, predicate, target in backward:
-            trips = self.scalars.limit(predicate[1]) if predicate else None
-            loops.append(Loop(target, min(i + DELAY_SLOTS, self.count - 1), trips))
+        loops: list[Loop] = []
+        events: list[_Skip | _Transfer] = []
+        for i, bundle in enumerate(bundles):
+            events += _transfers(i, bundle) if "dma." in bundle else []
+            for negated, name, region in _BRANCH.findall(bundle):
+                target, predicate = regions.get(region, self.count), (negated == "!", name) if name else None
+                if target > i:
+                    events.append(_Skip(i, predicate, target))
+                else:
+                    trips = self._scalars.limit(name) if name else None
+                    loops.append(Loop(target, min(i + DELAY_SLOTS, self.count - 1), trips))
         self.loops = tuple(sorted(loops, key=lambda loop: (loop.begin, -loop.end)))
-
-    def executed(self) -> np.ndarray:
-        """(bundles,) float64 in [0, 1]: the share of its loop's iterations in which a bundle runs.
-
-        1 outside of loops, in loops of unknown trips, and where a branch depends on data.
-        """
-        shares = np.ones(self.count)
+        self._follow(None, [event for event in events if not any(_inside(event, loop) for loop in self.loops)])
         for loop in self.loops:
             inner = [other for other in self.loops if other is not loop and _holds(loop, other)]
-            skips = [
-                branch
-                for branch in self._skips
-                if loop.begin <= branch[0] <= loop.end and not any(o.begin <= branch[0] <= o.end for o in inner)
-            ]
-            if loop.trips and skips:
-                skipped = self._skipped(loop, skips)
-                shares[loop.begin : loop.end + 1] *= 1.0 - skipped / loop.trips
-        return shares
+            own = [e for e in events if _inside(e, loop) and not any(_inside(e, other) for other in inner)]
+            self._follow(loop, own)
 
-    def _skipped(self, loop: Loop, skips: list[tuple[int, tuple[bool, str], int]]) -> np.ndarray:
-        """(bundles of the loop,) int: the iterations that skip each, by running its scalars through all of them."""
-        change = np.zeros(loop.end - loop.begin + 2, np.int64)
-        starts = [branch[0] for branch in skips]
-        state = self.scalars.start(loop.begin)
-        for _ in range(loop.trips or 0):
+    def _follow(self, loop: Loop | None, events: list[_Skip | _Transfer]) -> None:
+        """Run the scalars through all iterations of a loop (None: the program, once) and note what its events do."""
+        if not events:
+            return
+        trips = (loop.trips or 1) if loop else 1
+        begin, end = (loop.begin, loop.end + 1) if loop else (0, self.count)
+        skipped = np.zeros(self.count + 1, np.int64)  # changes from a bundle to the next
+        places = [event.bundle for event in events]
+        state = self._scalars.start(begin) if loop and loop.trips else {}
+        for _ in range(trips):
             known: dict[str, Value] = dict(state)
             at = 0
-            while at < len(skips):
-                i, predicate, target = skips[at]
+            while at < len(events):
+                event = events[at]
                 at += 1
-                if predicate:
-                    value = self.scalars.value(predicate[1], known)
-                    if value is None or bool(value) == predicate[0]:
-                        continue
-                begin, end = i + 1 + DELAY_SLOTS - loop.begin, min(target, loop.end + 1) - loop.begin
-                if begin < end:
-                    change[begin] += 1
-                    change[end] -= 1
-                at = max(at, bisect.bisect_left(starts, target))
-            state = self.scalars.advance(state, known)
-        return np.cumsum(change)[:-1]
+                happens = self._happens(event.predicate, known)
+                if isinstance(event, _Transfer):
+                    if happens is not False:
+                        granules = self._scalars.value(event.granules, known)
+                        size = event.block if granules is None else granules * GRANULE
+                        self.moved[event.bundle] += size / trips
+                elif happens:
+                    first, last = event.bundle + 1 + DELAY_SLOTS, min(event.target, end)
+                    if first < last:
+                        skipped[first] += 1
+                        skipped[last] -= 1
+                    at = max(at, bisect.bisect_left(places, event.target))
+            state = self._scalars.advance(state, known)
+        self.executed[begin:end] *= 1.0 - np.cumsum(skipped)[begin:end] / trips
+
+    def _happens(self, predicate: Predicate, known: dict[str, Value]) -> bool | None:
+        if predicate is None:
+            return True
+        value = self._scalars.value(predicate[1], known)
+        return None if value is None else bool(value) != predicate[0]
+
+
+def _transfers(i: int, bundle: str) -> list[_Skip | _Transfer]:
+    transfers: list[_Skip | _Transfer] = []
+    for negated, name, granules, window, element in _TRANSFER.findall(bundle):
+        block = math.prod(int(size) for size in window.split(", ")) * int(element) if window else 0
+        transfers.append(_Transfer(i, (negated == "!", name) if name else None, granules, block))
+    return transfers
+
+
+def _inside(event: _Skip | _Transfer, loop: Loop) -> bool:
+    return loop.begin <= event.bundle <= loop.end
 
 
 def _holds(outer: Loop, inner: Loop) -> bool:

@@ -9,7 +9,7 @@ and is a lower bound in that sense; it is not a speed.
     os.environ.update(cycles.environment(folder))   # before anything loads libtpu
     compiled = jax.jit(step).lower(...).compile()
     programs = cycles.read(folder)
-    step = cycles.rank(programs, chip, executions=..., bytes_of=...)
+    step = cycles.rank(programs, chip, executions=...)
     print(cycles.table(step))
 """
 
@@ -49,6 +49,7 @@ class Program:
     op_name: str  # the JAX operations it comes from, "jit(update)/…"; "" if not dumped
     loops: tuple[Loop, ...]  # by their first bundles, so an outer loop stands before its inner ones
     executed: np.ndarray  # (bundles,) float64: the share of its loop's iterations in which a bundle runs
+    moved: np.ndarray  # (bundles,) float64: bytes to and from HBM that a mean iteration moves there
     slots: np.ndarray  # (bundles, SLOTS) int: slots filled
     capacity: tuple[int, ...]  # of a bundle, by slot
     rows: np.ndarray  # (bundles,) int: rows that vmatmul instructions send through a matrix unit
@@ -64,12 +65,12 @@ class Program:
         return tuple(loop for loop in self.loops if loop.trips is None)
 
     def weights(self, trips: Trips | None = None) -> np.ndarray:
-        """How often each bundle runs, (bundles,) float64; loops of unknown trips count once unless `trips` gives them.
+        """Iterations of the loops around each bundle, (bundles,) int64; unknown trips are 1 unless `trips` gives them.
 
         `trips`: program name → trips of its unknown loops in order; or a function of (program, number of the unknown
         loop). Raises BadInput where the mapping gives another number of loops than the program has.
         """
-        weights, unknown = self.executed.copy(), self.unknown
+        weights, unknown = np.ones(self.bundles, np.int64), self.unknown
         given: tuple[int, ...] = (1,) * len(unknown)
         if callable(trips):
             given = tuple(trips(self, number) for number in range(len(unknown)))
@@ -87,9 +88,10 @@ class Program:
 
     def work(self, trips: Trips | None = None) -> "Work":
         """One run: every bundle times the trips of the loops around it."""
-        weights = self.weights(trips)
-        slots = dict(zip(SLOTS, (weights @ self.slots).tolist(), strict=True))
-        return Work(float(weights.sum()), float(weights @ self.rows), slots)
+        iterations = self.weights(trips)
+        runs = iterations * self.executed
+        slots = dict(zip(SLOTS, (runs @ self.slots).tolist(), strict=True))
+        return Work(float(runs.sum()), float(runs @ self.rows), float(iterations @ self.moved), slots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Work:
 
     cycles: float  # bundles × trips
     matrix_rows: float  # sent through matrix units: matrix_size values, times as wide a matrix
+    moved: float  # bytes to and from HBM
     slots: dict[str, float]  # filled, by name of SLOTS
 
 
@@ -235,7 +238,7 @@ def _program(name: str, instructions: tuple[str, ...], kinds: dict[str, Path]) -
     op_name = _OP_NAME.search(analysis) if name != BETWEEN else None
     flow = Flow(bundles)
     where = op_name[1] if op_name else ""
-    return Program(name, instructions, where, flow.loops, flow.executed(), slots, capacity, rows)
+    return Program(name, instructions, where, flow.loops, flow.executed, flow.moved, slots, capacity, rows)
 
 
 _ROWS = {"f32": 8, "bf16": 16}  # of one vector register by its elements; a row takes a matrix unit a cycle
@@ -254,7 +257,6 @@ def rank(
     chip: Chip,
     *,
     executions: Mapping[str, int] | None = None,
-    bytes_of: Mapping[str, float] | None = None,
     sources: Mapping[str, str] | None = None,
     trips: Trips | None = None,
 ) -> Step:
@@ -264,7 +266,6 @@ def rank(
       programs: of one compile, as `read` gives them.
       chip: gives clock, matrix units and HBM bandwidth.
       executions: HLO instruction → how often a step runs it; None: each once.
-      bytes_of: HLO instruction → bytes that one run reads from and writes to HBM; None: HBM is left out.
       sources: HLO instruction → where it comes from ("file:line"); without it, the JAX operations of the dump.
       trips: of loops that depend on data: see `Program.weights`.
     """
@@ -272,7 +273,7 @@ def rank(
     # A program is one core's. At its peak a core sends so many rows through its matrix units in a cycle.
     rows_a_cycle = chip.flops / chip.cores / (2 * chip.matrix_size**2) / chip.clock
     for program in programs:
-        work, runs, moved = program.work(trips), 0, 0.0
+        work, runs = program.work(trips), 0
         for instruction in program.instructions:
             count = 1
             if executions is not None and program.name != BETWEEN:
@@ -280,7 +281,6 @@ def rank(
                     unmatched.append(instruction)
                 count = executions.get(instruction, 1)
             runs += count
-            moved += count * (bytes_of or {}).get(instruction, 0.0)
         where = [(sources or {}).get(instruction, "") for instruction in program.instructions]
         rows.append(
             Row(
@@ -289,7 +289,7 @@ def rank(
                 work,
                 float(runs * work.cycles),
                 runs * work.matrix_rows / rows_a_cycle,
-                moved / chip.hbm_bandwidth * chip.clock,
+                runs * work.moved * chip.cores / chip.hbm_bandwidth * chip.clock,
                 next(filter(None, where), program.op_name),
             )
         )
