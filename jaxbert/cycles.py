@@ -9,7 +9,7 @@ and is a lower bound in that sense; it is not a speed.
     os.environ.update(cycles.environment(folder))   # before anything loads libtpu
     compiled = jax.jit(step).lower(...).compile()
     programs = cycles.read(folder)
-    step = cycles.rank(programs, chip, executions=..., bytes_of=...)
+    step = cycles.rank(programs, chip, executions=...)
     print(cycles.table(step))
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxbert.bundles import Flow, Loop, split
 from jaxbert.chips import Chip
 from jaxbert.errors import BadInput
 
@@ -29,27 +30,14 @@ SLOTS = ("MATMUL", "MATPUSH", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VS
 DUMPED_SLOTS = "MATMUL, MATPUSH, XLU, VALU, VPOP, EUP, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL, SALU"
 DUMPS = "final_bundles|final_hlo-static-per-bundle-utilization|deduplication-map"  # of two hundred passes, the last
 BETWEEN = "TLP"  # the top-level program, which calls the others
-DELAY_SLOTS = 4  # bundles behind a branch that run whether or not it is taken
 SPILLED = 0.25  # of a program's cycles that spilling takes before it is what bounds it
 
 _FILE = re.compile(r"\d+-(.+)-\d+-(final_bundles|final_hlo-static-per-bundle-utilization|deduplication-map)\.txt")
-_BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) +([A-Z]{2})? *: ?([> ]*)\{", re.MULTILINE)
-_EXIT_TEST = re.compile(r"%(p\w+) = scmp\.\w+\.\w+(?:\.totalorder)? %s\w+, (%?\w+)")
-_BRANCH = re.compile(r"sbr\.rel \((!?)%(p\w+)\) target = \$region(\d+)")
 _MATMUL = re.compile(r"vmatmul\.(?:\w+\.)*?(f32|bf16|[su]8|[su]4|f8\w*)\b")
 _HLO = re.compile(r"^\s*[\d.]+ scheduled bundles \([\d.]+%\): %(\S+) = (.*)$", re.MULTILINE)
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 Trips = Mapping[str, tuple[int, ...]] | Callable[["Program", int], int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """A loop of a program, by bundle numbers (both included)."""
-
-    begin: int
-    end: int
-    trips: int | None  # None: they depend on data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +48,8 @@ class Program:
     instructions: tuple[str, ...]  # every HLO instruction that runs it: equal ones share a program
     op_name: str  # the JAX operations it comes from, "jit(update)/…"; "" if not dumped
     loops: tuple[Loop, ...]  # by their first bundles, so an outer loop stands before its inner ones
+    executed: np.ndarray  # (bundles,) float64: the share of its loop's iterations in which a bundle runs
+    moved: np.ndarray  # (bundles,) float64: bytes to and from HBM that a mean iteration moves there
     slots: np.ndarray  # (bundles, SLOTS) int: slots filled
     capacity: tuple[int, ...]  # of a bundle, by slot
     rows: np.ndarray  # (bundles,) int: rows that vmatmul instructions send through a matrix unit
@@ -75,7 +65,7 @@ class Program:
         return tuple(loop for loop in self.loops if loop.trips is None)
 
     def weights(self, trips: Trips | None = None) -> np.ndarray:
-        """How often each bundle runs, (bundles,) int64; loops of unknown trips count once unless `trips` gives them.
+        """Iterations of the loops around each bundle, (bundles,) int64; unknown trips are 1 unless `trips` gives them.
 
         `trips`: program name → trips of its unknown loops in order; or a function of (program, number of the unknown
         loop). Raises BadInput where the mapping gives another number of loops than the program has.
@@ -98,18 +88,20 @@ class Program:
 
     def work(self, trips: Trips | None = None) -> "Work":
         """One run: every bundle times the trips of the loops around it."""
-        weights = self.weights(trips)
-        slots = dict(zip(SLOTS, (weights @ self.slots).tolist(), strict=True))
-        return Work(int(weights.sum()), int(weights @ self.rows), slots)
+        iterations = self.weights(trips)
+        runs = iterations * self.executed
+        slots = dict(zip(SLOTS, (runs @ self.slots).tolist(), strict=True))
+        return Work(float(runs.sum()), float(runs @ self.rows), float(iterations @ self.moved), slots)
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What one run of a program takes, stalls aside."""
 
-    cycles: int  # bundles × trips
-    matrix_rows: int  # sent through matrix units: matrix_size values, times as wide a matrix
-    slots: dict[str, int]  # filled, by name of SLOTS
+    cycles: float  # bundles × trips
+    matrix_rows: float  # sent through matrix units: matrix_size values, times as wide a matrix
+    moved: float  # bytes to and from HBM
+    slots: dict[str, float]  # filled, by name of SLOTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,8 +224,7 @@ def _shared_programs(path: Path | None) -> dict[str, tuple[str, ...]]:
 def _program(name: str, instructions: tuple[str, ...], kinds: dict[str, Path]) -> Program:
     text = kinds["final_bundles"].read_text(encoding="utf-8", errors="replace")
     capacity, slots = _slot_table(kinds["final_hlo-static-per-bundle-utilization"])
-    starts = [match.start() for match in _BUNDLE.finditer(text)]
-    bundles = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+    bundles = split(text)
     if len(bundles) != len(slots):
         raise BadInput(
             f"{kinds['final_bundles']}: {len(bundles)} bundles, but its slot table has {len(slots)} lines: not the "
@@ -245,7 +236,9 @@ def _program(name: str, instructions: tuple[str, ...], kinds: dict[str, Path]) -
             rows[i] += _ROWS.get(match[1], 8 * 4)
     analysis = kinds["analysis"].read_text(encoding="utf-8", errors="replace") if "analysis" in kinds else ""
     op_name = _OP_NAME.search(analysis) if name != BETWEEN else None
-    return Program(name, instructions, op_name[1] if op_name else "", _loops(bundles), slots, capacity, rows)
+    flow = Flow(bundles)
+    where = op_name[1] if op_name else ""
+    return Program(name, instructions, where, flow.loops, flow.executed, flow.moved, slots, capacity, rows)
 
 
 _ROWS = {"f32": 8, "bf16": 16}  # of one vector register by its elements; a row takes a matrix unit a cycle
@@ -259,32 +252,11 @@ def _slot_table(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     return tuple(int(size) for size in capacity.split()), slots
 
 
-def _loops(bundles: list[str]) -> tuple[Loop, ...]:
-    """Loops from backward branches: each goes to a region that a bundle marked LB starts."""
-    headers: list[int] = []
-    limits: dict[str, int | None] = {}  # predicate → the constant that its newest comparison is with
-    loops = []
-    for i, bundle in enumerate(bundles):
-        match = _BUNDLE.match(bundle)
-        if match and match[2] == "LB":
-            headers.append(i)
-        if "scmp" in bundle:
-            for predicate, limit in _EXIT_TEST.findall(bundle):
-                limits[predicate] = int(limit) if limit.isdigit() else None
-        for _, predicate, region in _BRANCH.findall(bundle):
-            if headers and re.search(rf"Start region {region}\b", bundles[headers[-1]]):
-                loops.append(Loop(headers.pop(), min(i + DELAY_SLOTS, len(bundles) - 1), limits.get(predicate)))
-    if headers:
-        raise ValueError(f"{len(headers)} loops begin and do not end, at bundles {headers}")
-    return tuple(sorted(loops, key=lambda loop: loop.begin))
-
-
 def rank(
     programs: list[Program],
     chip: Chip,
     *,
     executions: Mapping[str, int] | None = None,
-    bytes_of: Mapping[str, float] | None = None,
     sources: Mapping[str, str] | None = None,
     trips: Trips | None = None,
 ) -> Step:
@@ -294,7 +266,6 @@ def rank(
       programs: of one compile, as `read` gives them.
       chip: gives clock, matrix units and HBM bandwidth.
       executions: HLO instruction → how often a step runs it; None: each once.
-      bytes_of: HLO instruction → bytes that one run reads from and writes to HBM; None: HBM is left out.
       sources: HLO instruction → where it comes from ("file:line"); without it, the JAX operations of the dump.
       trips: of loops that depend on data: see `Program.weights`.
     """
@@ -302,7 +273,7 @@ def rank(
     # A program is one core's. At its peak a core sends so many rows through its matrix units in a cycle.
     rows_a_cycle = chip.flops / chip.cores / (2 * chip.matrix_size**2) / chip.clock
     for program in programs:
-        work, runs, moved = program.work(trips), 0, 0.0
+        work, runs = program.work(trips), 0
         for instruction in program.instructions:
             count = 1
             if executions is not None and program.name != BETWEEN:
@@ -310,7 +281,6 @@ def rank(
                     unmatched.append(instruction)
                 count = executions.get(instruction, 1)
             runs += count
-            moved += count * (bytes_of or {}).get(instruction, 0.0)
         where = [(sources or {}).get(instruction, "") for instruction in program.instructions]
         rows.append(
             Row(
@@ -319,7 +289,7 @@ def rank(
                 work,
                 float(runs * work.cycles),
                 runs * work.matrix_rows / rows_a_cycle,
-                moved / chip.hbm_bandwidth * chip.clock,
+                runs * work.moved * chip.cores / chip.hbm_bandwidth * chip.clock,
                 next(filter(None, where), program.op_name),
             )
         )
@@ -339,7 +309,7 @@ def table(step: Step, *, flops: float | None = None, count: int = 20) -> str:
             f"{row.program.name:<38.38} {row.runs:>5} {row.cycles / step.chip.clock * 1e3:>8.3f} "
             f"{row.cycles / total:>6.1%} {row.bundles / row.runs if row.runs else 0:>10,.0f} "
             f"{row.matrix / row.runs if row.runs else 0:>10,.0f} {row.hbm / row.runs if row.runs else 0:>10,.0f}  "
-            f"{row.bound:<11} {slot:<6} {share:>5.0%} {row.work.slots['FILL']:>7} {row.work.slots['SPILL']:>7}  "
+            f"{row.bound:<11} {slot:<6} {share:>5.0%} {row.work.slots['FILL']:>7.0f} {row.work.slots['SPILL']:>7.0f}  "
             f"{row.source}"
         )
     lines.append(f"{len(step.rows)} programs: at least {step.seconds * 1e3:.2f} ms at {step.chip.clock / 1e9:.2f} GHz")
