@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.test_util import check_grads
 
 from jaxbert.models.stack import REMATERIALIZE
-from jaxbert.ops.attention import api, reference, xla_chunked
+from jaxbert.ops.attention import api, gpu, reference, xla_chunked
 
 B, N, H = 2, 3, 8
 SCALE = 1 / math.sqrt(H)
@@ -347,8 +348,66 @@ def test_short_rows_take_the_reference_and_long_ones_blocks() -> None:
     assert chosen == ["reference"] * 2 + ["xla_chunked"] * 2
 
 
-@pytest.mark.parametrize("name", api.IMPLEMENTATIONS)
-def test_every_implementation_can_be_named(name: str) -> None:
+@pytest.mark.parametrize("name", ["reference", "xla_chunked"])
+def test_what_a_cpu_computes_can_be_named(name: str) -> None:
     ids = segments(4, 5)
     named = api.dot_product_attention(*qkv(9), segment_ids=ids, implementation=name)
     np.testing.assert_allclose(named, reference.attention(*qkv(9), ids, ids, scale=SCALE), atol=1e-6)
+
+
+TPU = {"platform": "tpu", "kind": "TPU v5 lite", "dtype": "bfloat16"}
+GPU = {"platform": "gpu", "kind": "NVIDIA H100 80GB HBM3", "dtype": "bfloat16"}
+
+
+@pytest.fixture
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if JAX found cuDNN."""
+    monkeypatch.setattr(gpu, "without_cudnn", lambda: None)
+
+
+@pytest.mark.parametrize(
+    "name, given, argument",
+    [
+        ("pallas_tpu", {**TPU, "platform": "cpu"}, "implementation: it needs a TPU"),
+        ("pallas_tpu", {**TPU, "dropout": True}, "dropout_rate: "),
+        ("pallas_tpu", {**TPU, "H": 32}, "q_BTNH: heads of 32"),
+        ("pallas_tpu", {**TPU, "dtype": "float64"}, "q_BTNH: float64"),
+        (
+            "pallas_tpu",
+            {**TPU, "N": 12, "heads_split": 8},
+            "q_BTNH: 12 heads do not divide among the mesh's tensor = 8",
+        ),
+        (
+            "pallas_tpu",
+            {**TPU, "B": 6, "rows_split": 4},
+            "q_BTNH: 6 rows do not divide among the mesh's data × fsdp = 4",
+        ),
+        ("cudnn", {**GPU, "platform": "tpu"}, "implementation: it needs a GPU"),
+        ("cudnn", {**GPU, "dropout": True}, "dropout_rate: "),
+        ("cudnn", {**GPU, "dtype": "float32"}, "q_BTNH: float32"),
+        ("cudnn", {**GPU, "H": 20}, "q_BTNH: heads of 20"),
+    ],
+)
+def test_a_kernel_says_which_argument_of_a_call_it_lacks_and_is_not_chosen_then(
+    cudnn: None, name: str, given: dict, argument: str
+) -> None:
+    lacking, served = api.Call(8192, 8192, **given), api.Call(8192, 8192, **(TPU if name == "pallas_tpu" else GPU))
+    assert api.IMPLEMENTATIONS[name].lacks(lacking).startswith(argument)
+    assert api.choose(lacking) != name
+    assert api.IMPLEMENTATIONS[name].lacks(served) is None and api.choose(served) == name
+
+
+def test_a_host_without_cudnn_compiles_for_gpus_through_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "without_cudnn", lambda: "implementation: JAX says cuDNN is not detected")
+    assert api.choose(api.Call(512, 512, **GPU)) == "reference"
+
+
+def test_heads_that_do_not_divide_tensor_are_refused_with_the_kernel_by_its_name() -> None:
+    device = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = AbstractMesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    x = jax.ShapeDtypeStruct((4, 512, 3, 64), jnp.bfloat16)
+    named, chosen = (functools.partial(api.dot_product_attention, implementation=name) for name in ("pallas_tpu", None))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert jax.eval_shape(chosen, x, x, x).shape == x.shape
+        with pytest.raises(ValueError, match="'pallas_tpu' cannot serve this call: q_BTNH: 3 heads .* tensor = 2"):
+            jax.eval_shape(named, x, x, x)
