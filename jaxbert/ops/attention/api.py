@@ -68,7 +68,7 @@ def _cudnn_lacks(call: Call) -> str | None:
 
 
 def _pallas_tpu(*arrays: jax.Array, **static: Any) -> jax.Array:
-    from jaxbert.ops.attention import pallas_tpu  # type: ignore[attr-defined]  # with Pallas, which only a TPU needs
+    from jaxbert.ops.attention import pallas_tpu  # with Pallas, which only a TPU needs
 
     return pallas_tpu.attention(*arrays, **static)
 
