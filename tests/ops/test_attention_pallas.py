@@ -73,7 +73,8 @@ def assert_as_exact_as_plain(
         assert o.dtype == dtype and o.shape == e.shape
         e, p, o = (np.asarray(x, np.float64) for x in (e, p, o))
         error, allowed = (np.sqrt(np.mean((x - e) ** 2)) for x in (o, p))
-        assert error <= max(1.5 * allowed, least * np.sqrt(np.mean(e**2))), (name, error, allowed)
+        size = np.sqrt(np.mean(e**2))  # about 0 where there is one key: no gradient reaches scores
+        assert error <= max(1.5 * allowed, least * (size if size > 1e-12 else 1.0)), (name, error, allowed)
 
 
 # What it computes
