@@ -29,18 +29,61 @@ def zeros(*shape: int) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
+# atanh(2 Φ(x) − 1) / x in powers of x², fitted to |x| ≤ 5 by the largest relative error of Φ, 1.3e-3 (the spacing of
+# bfloat16 is 7.8e-3 to 3.9e-3); Φ(−5) is 3e-7, and beyond 5 the last slope goes on.
+_ATANH_POWERS = (0.79630367, 0.037914029, -0.00049336774, 4.5165656e-06)
+
+
+def _normal_cumulative(x: jax.Array) -> jax.Array:
+    """Φ(x) by erf, in the dtype of `x`."""
+    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _normal_cumulative_by_tanh(x: jax.Array) -> jax.Array:
+    """Φ(x), float32, to the precision of a bfloat16: a TPU has a unit for tanh, and erf takes 30 operations more."""
+    square = jnp.minimum(x * x, 25.0)
+    slope = jnp.full_like(x, _ATANH_POWERS[-1])
+    for power in _ATANH_POWERS[-2::-1]:
+        slope = slope * square + power
+    return 0.5 + 0.5 * jnp.tanh(x * slope)
+
+
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x) by erf (Hendrycks & Gimpel 2016), as PyTorch computes it; jax.nn.gelu's erfc takes twice as long."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+    """x Φ(x) by erf (Hendrycks & Gimpel 2016), as PyTorch computes it; jax.nn.gelu's erfc takes twice as long.
+
+    On a TPU a bfloat16 takes a shorter way to Φ, which is exact to its precision.
+    """
+    exact = lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))  # noqa: E731
+    if x.dtype != jnp.bfloat16:
+        return exact(x)
+
+    def short(x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        return (y * _normal_cumulative_by_tanh(y)).astype(x.dtype)
+
+    return jax.lax.platform_dependent(x, tpu=short, default=exact)
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    # The barrier keeps XLA's CPU backend from storing erf for this and for gelu(x) again: 1.02 × at BERT-mini.
-    x = jax.lax.optimization_barrier(x)
-    cumulative = 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
-    density = jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
-    return (gradient * (cumulative + x * density),)
+    def exact(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        # The barrier keeps XLA's CPU backend from storing erf for this and for gelu(x) again: 1.02 × at BERT-mini.
+        x = jax.lax.optimization_barrier(x)
+        return gradient * (_normal_cumulative(x) + x * _normal_density(x))
+
+    if x.dtype != jnp.bfloat16:
+        return (exact(x, gradient),)
+
+    def short(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        slope = _normal_cumulative_by_tanh(y) + y * _normal_density(y)
+        return (gradient.astype(jnp.float32) * slope).astype(x.dtype)
+
+    return (jax.lax.platform_dependent(x, gradient, tpu=short, default=exact),)
+
+
+def _normal_density(x: jax.Array) -> jax.Array:
+    return jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
