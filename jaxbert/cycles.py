@@ -162,7 +162,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """The sum of the programs' least cycles, or HBM's if that is more, at the chip's clock. Ranks; is not a speed."""
+        """The sum of the programs' least cycles, or HBM's if that is more, at the chip's clock. Not a speed."""
         return max(self.hbm, sum(row.cycles for row in self.rows)) / self.chip.clock
 
     def share_of_peak(self, flops: float) -> float:
