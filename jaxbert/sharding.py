@@ -84,6 +84,16 @@ def local_axes(size: int, axes: tuple[str, ...]) -> tuple[str, ...]:
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
+def split_rows(x: jax.Array) -> jax.Array:
+    """An activation (B, …) with its rows split over data and fsdp and whole otherwise; the values stay as they are.
+
+    Without it the compiler may take the split of the parameters over fsdp for one of the activations' widths, and sends
+    activations where it should gather parameters. Without a mesh, or where rows do not divide, nothing happens.
+    """
+    axes = local_axes(x.shape[0], BATCH_AXES)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """A host batch on the devices, asynchronously."""
     return {name: jax.device_put(array, sharding) for name, array in batch.items()}

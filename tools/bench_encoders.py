@@ -201,7 +201,8 @@ def _attention() -> Any:
 
 def chosen_attention(length: int) -> str:
     """What the encoders take by themselves."""
-    return _attention().choose(length, length)
+    api = _attention()
+    return api.choose(api.Call(T=length, S=length, platform=jax.default_backend()))
 
 
 def attentions() -> list[str]:
@@ -222,7 +223,7 @@ def forced(attention: str | None) -> Iterator[None]:
         return jax.nn.dot_product_attention(q, k, v, mask=same, implementation="xla")
 
     with (
-        mock.patch.dict(api.IMPLEMENTATIONS, {"jax.nn": of_jax}),
+        mock.patch.dict(api.IMPLEMENTATIONS, {"jax.nn": api.Implementation(of_jax)}),
         mock.patch.object(api, "choose", lambda *_: attention),
     ):
         yield
