@@ -34,9 +34,7 @@ def make_mesh(
         raise BadInput(f"sharding: {sizes}; every axis is 1 or more, and at most one is -1 (the rest of the devices)")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if count % fixed or (not free and fixed != count):
-        raise BadInput(
-            f"sharding: {sizes} does not fit {count} devices; the product must be {count}, or leave one -1"
-        )
+        raise BadInput(f"sharding: {sizes} does not fit {count} devices; the product must be {count}, or leave one -1")
     for axis in free:
         sizes[axis] = count // fixed
     if batch_rows % (sizes["data"] * sizes["fsdp"]):

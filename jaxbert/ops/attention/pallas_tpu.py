@@ -1,0 +1,538 @@
+"""Attention within segments for TPUs: a Pallas kernel, forward and backward, that skips tiles by what a batch holds.
+
+Online softmax over tiles (Dao et al. 2022, arXiv:2205.14135; Milakov & Gimelshein 2018, arXiv:1805.02867), laid out for
+head sizes below the matrix unit's width:
+
+- Arrays stay (B, T, N·H), as projections write them; a grid step takes 128 lanes: two heads of 64, or one of 128. For
+  scores the other head's lanes of one operand are zeroed instead of cut out, which costs the matrix unit nothing.
+- Scores lie transposed, keys on sublanes and queries on lanes. A query's statistics are then a lane of one row, the sums
+  over keys need no lane shuffles, and in `vᵀ p` the probabilities are what the matrix unit holds: only a head's own 64
+  rows stream through it, so that it is not half idle there.
+- Data-dependent skipping: `visits.table` goes to scalar memory before a grid step, whose loops run along it.
+- Backward: one pass computes dq, dk and dv; dq adds up in VMEM. Kept from forward: the output and a row statistic.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
+
+from jaxbert.ops.attention import visits
+from jaxbert.ops.attention.visits import UNIT
+from jaxbert.sharding import BATCH_AXES, LETTERS, local_axes
+
+LANES = 128
+LOG2_E = math.log2(math.e)
+MASKED = -2.0e38  # of a pair that is not allowed; below LEAST by more than any exponent
+LEAST = -1.0e38  # the largest score of a query that has met no key
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Sizes in tokens, multiples of 128. They are upper limits: the kernel takes what divides a row's length."""
+
+    q_block: int = 512  # queries of a forward grid step
+    k_chunk: int = 512  # keys that it takes at once where no mask is needed
+    k_major: int = 8192  # keys that lie in VMEM
+    k_block: int = 512  # keys of a backward grid step
+    q_chunk: int = 512
+    q_major: int = 8192
+    vmem: int = 64 * 2**20  # bytes that a kernel may take
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """What a call is compiled for."""
+
+    head_size: int
+    scale: float
+    window: int | None
+    tiles: Tiles
+    interpret: Any
+
+    @property
+    def heads(self) -> int:
+        """Heads that share a block of lanes."""
+        return LANES // self.head_size
+
+
+def attention(
+    q_BTNH: jax.Array,
+    k_BSNH: jax.Array,
+    v_BSNH: jax.Array,
+    q_segment_ids_BT: jax.Array,
+    k_segment_ids_BS: jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    tiles: Tiles | None = None,
+    interpret: Any = False,
+) -> jax.Array:
+    """softmax(scale · q kᵀ) v over the keys that a query sees, as `reference.attention`; no array has T × S entries.
+
+    Args:
+      q_BTNH, k_BSNH, v_BSNH: bfloat16 or float32, of one dtype; scores, softmax and sums run in float32.
+      q_segment_ids_BT, k_segment_ids_BS: integers ≥ 0; tiles are skipped best where they increase along a row.
+      window: None: any distance; otherwise T = S and |t − s| ≤ window // 2 is seen.
+      tiles: None: what `TILES` has for the devices.
+      interpret: True, or pltpu.InterpretParams(): on a CPU.
+
+    Returns:
+      (B, T, N, H) in the dtype of `q_BTNH`. Named "mixed" for rematerialisation policies, the row sums "statistics".
+
+    Raises ValueError for what the kernel lacks: see `lacks`.
+    """
+    if missing := lacks(q_BTNH, k_BSNH):
+        raise ValueError(f"attention: the TPU kernel cannot serve this call: {missing}")
+    B, T, N, H = q_BTNH.shape
+    static = Static(H, scale, window, tiles or Tiles(), interpret)
+    q_BTE, k_BSE, v_BSE = (_padded(x.reshape(*x.shape[:2], N * H)) for x in (q_BTNH, k_BSNH, v_BSNH))
+    ids = (_padded(q_segment_ids_BT.astype(jnp.int32)), _padded(k_segment_ids_BS.astype(jnp.int32)))
+    return _attention(static, q_BTE, k_BSE, v_BSE, *ids)[:, :T].reshape(B, T, N, H)
+
+
+def lacks(q_BTNH: jax.Array, k_BSNH: jax.Array) -> str | None:
+    """What the kernel would need to serve the call, naming the argument; None: it serves it."""
+    N, H = q_BTNH.shape[2:]
+    shards = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in local_axes(N, (LETTERS["N"],)))
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"q_BTNH is {q_BTNH.dtype}; it takes bfloat16 and float32"
+    if H not in (64, 128):
+        return f"q_BTNH has head size {H}; it takes 64 and 128"
+    if N // shards * H % LANES:
+        return (
+            f"q_BTNH has {N // shards} heads of size {H} on a device; two of 64 go together, so it takes even numbers"
+        )
+    return None
+
+
+def _padded(x_BT: jax.Array) -> jax.Array:
+    """Zeros behind the last row up to a multiple of UNIT; ids of 0 are padding."""
+    missing = -x_BT.shape[1] % UNIT
+    return jnp.pad(x_BT, ((0, 0), (0, missing), *((0, 0),) * (x_BT.ndim - 2))) if missing else x_BT
+
+
+def _dividing(length: int, limit: int) -> int:
+    """Units of the largest part of at most `limit` tokens that divides `length`, a multiple of UNIT."""
+    units = length // UNIT
+    return next(size for size in range(min(units, max(1, limit // UNIT)), 0, -1) if units % size == 0)
+
+
+def _plan(own: int, other: int, block: int, chunk: int, major: int) -> visits.Plan:
+    units = _dividing(other, major)
+    return visits.Plan(_dividing(own, block), min(max(1, chunk // UNIT), units), units)
+
+
+def forward_plan(T: int, S: int, tiles: Tiles) -> visits.Plan:
+    """Of the forward kernel: blocks of queries, chunks and majors of keys."""
+    return _plan(T, S, tiles.q_block, tiles.k_chunk, tiles.k_major)
+
+
+def backward_plan(T: int, S: int, tiles: Tiles) -> visits.Plan:
+    """Of the backward kernel: blocks of keys, chunks and majors of queries."""
+    return _plan(S, T, tiles.k_block, tiles.q_chunk, tiles.q_major)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(static: Static, *arrays: jax.Array) -> jax.Array:
+    return _forward(static, *arrays)[0]
+
+
+def _forward(static: Static, *arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    q_BTE = arrays[0]
+    out_BTE, log_sum_BGHT = _locally(static, _forward_call, q_BTE, arrays, "EEEII", "EL")
+    out_BTE = checkpoint_name(out_BTE, "mixed")
+    log_sum_BGHT = checkpoint_name(log_sum_BGHT, "statistics")
+    return out_BTE, (*arrays, out_BTE, log_sum_BGHT)
+
+
+def _backward(static: Static, saved: tuple[jax.Array, ...], gradient_BTE: jax.Array) -> tuple[Any, ...]:
+    gradients = _locally(static, _backward_call, saved[0], (*saved, gradient_BTE), "EEEIIELE", "EEE")
+    return *gradients, None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _locally(static: Static, call: Any, q_BTE: jax.Array, arrays: tuple[jax.Array, ...], ins: str, outs: str) -> Any:
+    """`call` on each device's own rows and heads. Letters: E (B, T, N·H), I (B, T), L (B, N·H / 128, heads, T)."""
+    rows = local_axes(q_BTE.shape[0], BATCH_AXES)
+    heads = local_axes(q_BTE.shape[2] // LANES, (LETTERS["N"],))
+    call = functools.partial(call, static)
+    if not rows and not heads:
+        return call(*arrays)
+    specs = {
+        "E": PartitionSpec(rows, None, heads),
+        "I": PartitionSpec(rows),
+        "L": PartitionSpec(rows, heads),
+    }
+    return jax.shard_map(
+        call,
+        in_specs=tuple(specs[letter] for letter in ins),
+        out_specs=tuple(specs[letter] for letter in outs),
+        axis_names={*rows, *heads},
+        check_vma=False,  # pallas_call declares no varying axes of its results
+    )(*arrays)
+
+
+# What both kernels do with a tile
+
+
+def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """a · b over one axis of each, in float32."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(
+        a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _own_lanes(x_TE: jax.Array, head: int, static: Static) -> jax.Array:
+    """`x_TE` with zeros in the lanes of other heads."""
+    if static.heads == 1:
+        return x_TE
+    lane = jax.lax.broadcasted_iota(jnp.int32, x_TE.shape, 1)
+    return jnp.where(lane // static.head_size == head, x_TE, jnp.zeros_like(x_TE))
+
+
+def _units(ref: Any, first: Any, count: int, rows: slice = slice(None)) -> jax.Array:
+    """`count` units of a reference (units, rows, 128), side by side on the lanes."""
+    return jnp.concatenate([ref[first + n, rows] for n in range(count)], axis=1)
+
+
+def _add_units(ref: Any, first: Any, rows: slice, x: jax.Array) -> None:
+    for n in range(x.shape[1] // UNIT):
+        ref[first + n, rows] += x[:, n * UNIT : (n + 1) * UNIT]
+
+
+def _allowed(static: Static, q_ids_1T: jax.Array, k_ids_1S: jax.Array, q_first: Any, k_first: Any) -> jax.Array:
+    """Which keys (sublanes) the queries (lanes) of a tile see, (S, T)."""
+    T, S = q_ids_1T.shape[1], k_ids_1S.shape[1]
+    allowed_ST = jnp.broadcast_to(k_ids_1S, (T, S)).T == q_ids_1T
+    if static.window is not None:
+        s_ST, t_ST = (jax.lax.broadcasted_iota(jnp.int32, (S, T), axis) for axis in (0, 1))
+        allowed_ST &= jnp.abs(s_ST - t_ST + (k_first - q_first)) <= static.window // 2
+    return allowed_ST
+
+
+def _walk(table: Any, step: Any, plan: visits.Plan, chunk: Any, tile: Any) -> None:
+    """Runs `chunk(first)` and `tile(unit of the block, unit)` along a step's entries; units count from the major's."""
+    base = table[step] * plan.major
+    first, count = table[step + 1] - base, table[step + 2]
+
+    @pl.loop(0, count)
+    def _(n: Any) -> None:
+        chunk(first + n * plan.chunk)
+
+    @pl.loop(0, plan.block)
+    def _(own: Any) -> None:
+        start, others = table[step + 3 + 2 * own] - base, table[step + 4 + 2 * own]
+
+        @pl.loop(0, others)
+        def _(n: Any) -> None:
+            unit = start + n
+            tile(own, jnp.where(unit >= first, unit + count * plan.chunk, unit))
+
+
+# Forward
+
+
+def _forward_call(
+    static: Static,
+    q_BTE: jax.Array,
+    k_BSE: jax.Array,
+    v_BSE: jax.Array,
+    q_segment_ids_BT: jax.Array,
+    k_segment_ids_BS: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Output (B, T, E) and log2 of each row's sum, (B, E / 128, heads, T) float32."""
+    (B, T, E), S = q_BTE.shape, k_BSE.shape[1]
+    plan = forward_plan(T, S, static.tiles)
+    table = visits.table(*visits.needed(q_segment_ids_BT, k_segment_ids_BS, static.window), plan)
+    grid = (B, E // LANES, *table.shape[1:3])
+    block, major, heads = plan.block * UNIT, plan.major * UNIT, static.heads
+
+    def loaded(b: Any, i: Any, j: Any, table: Any) -> Any:
+        return table[((b * grid[2] + i) * grid[3] + j) * plan.entries]
+
+    q_spec = pl.BlockSpec((None, block, LANES), lambda b, g, i, j, t: (b, i, g))
+    k_spec = pl.BlockSpec((None, major, LANES), lambda b, g, i, j, t: (b, loaded(b, i, j, t), g))
+    q_ids_spec = pl.BlockSpec((None, plan.block, 1, UNIT), lambda b, g, i, j, t: (b, i, 0, 0))
+    k_ids_spec = pl.BlockSpec((None, plan.major, 1, UNIT), lambda b, g, i, j, t: (b, loaded(b, i, j, t), 0, 0))
+    log_sum_spec = pl.BlockSpec((None, None, heads, block), lambda b, g, i, j, t: (b, g, 0, i))
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, static, plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=grid,
+            in_specs=[q_spec, k_spec, k_spec, q_ids_spec, k_ids_spec],
+            out_specs=[q_spec, log_sum_spec],
+            scratch_shapes=[
+                pltpu.VMEM((heads, block, LANES), q_BTE.dtype),
+                pltpu.VMEM((plan.major, LANES, UNIT), v_BSE.dtype),
+                pltpu.VMEM((plan.block, 8, UNIT), jnp.float32),
+                pltpu.VMEM((plan.block, LANES, UNIT), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((B, T, E), q_BTE.dtype),
+            jax.ShapeDtypeStruct((B, E // LANES, heads, T), jnp.float32),
+        ],
+        compiler_params=_compiler_params(static),
+        interpret=static.interpret,
+        name="attention_forward",
+    )(table.reshape(-1), q_BTE, k_BSE, v_BSE, _id_units(q_segment_ids_BT, 0), _id_units(k_segment_ids_BS, -1))
+
+
+def _id_units(ids_BT: jax.Array, padding: int) -> jax.Array:
+    """(B, T / 128, 1, 128); padding tokens get the id `padding`, which differs between queries and keys."""
+    return jnp.where(ids_BT > 0, ids_BT, padding).reshape(ids_BT.shape[0], -1, 1, UNIT)
+
+
+def _compiler_params(static: Static) -> Any:
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+        vmem_limit_bytes=static.tiles.vmem,
+    )
+
+
+def _forward_kernel(
+    static: Static,
+    plan: visits.Plan,
+    table: Any,  # of all steps, in scalar memory
+    q_TE: Any,
+    k_SE: Any,
+    v_SE: Any,
+    q_ids: Any,  # (units, 1, 128)
+    k_ids: Any,
+    out_TE: Any,
+    log_sum_HT: Any,
+    own_q_HTE: Any,  # scratch: the queries, zero in the lanes of other heads
+    v_units: Any,  # scratch: (units, 128, 128), each unit's vᵀ
+    statistics: Any,  # scratch: (units, 8, 128), row h: the largest score of head h; row heads + h: its sum
+    sums: Any,  # scratch: (units, 128, 128), the weighted values, transposed
+) -> None:
+    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    step = ((b * pl.num_programs(2) + i) * pl.num_programs(3) + j) * plan.entries
+    heads, H, factor = static.heads, static.head_size, static.scale * LOG2_E
+
+    @pl.when(j == 0)
+    def _() -> None:
+        statistics[:, :heads] = jnp.full((plan.block, heads, UNIT), LEAST, jnp.float32)
+        statistics[:, heads : 2 * heads] = jnp.zeros((plan.block, heads, UNIT), jnp.float32)
+        sums[...] = jnp.zeros_like(sums)
+        for head in range(heads):
+            own_q_HTE[head] = _own_lanes(q_TE[...], head, static)
+
+    @pl.when((i == 0) | (pl.num_programs(3) > 1))
+    def _() -> None:
+        @pl.loop(0, plan.major)
+        def _(unit: Any) -> None:
+            v_units[unit] = v_SE[pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)].T
+
+    def update(own: Any, unit: Any, count: int, masked: bool) -> None:
+        """One unit of queries and `count` units of keys."""
+        k = k_SE[pl.ds(pl.multiple_of(unit * UNIT, UNIT), count * UNIT)]
+        if masked:
+            q_first, k_first = (i * plan.block + own) * UNIT, (table[step] * plan.major + unit) * UNIT
+            allowed = _allowed(static, q_ids[own], k_ids[unit], q_first, k_first)
+        for head in range(heads):
+            q = own_q_HTE[head, pl.ds(pl.multiple_of(own * UNIT, UNIT), UNIT)]
+            scores_ST = _product(k, q, (1, 1)) * factor
+            if masked:
+                scores_ST = jnp.where(allowed, scores_ST, MASKED)
+            at, of_sum = pl.ds(head, 1), pl.ds(heads + head, 1)
+            largest = statistics[own, at]
+            larger = jnp.maximum(largest, jnp.max(scores_ST, axis=0, keepdims=True))
+            p_ST = jnp.exp2(scores_ST - larger)
+            shrink = jnp.exp2(largest - larger)
+            statistics[own, at] = larger
+            statistics[own, of_sum] = statistics[own, of_sum] * shrink + jnp.sum(p_ST, axis=0, keepdims=True)
+            rows = slice(head * H, (head + 1) * H)
+            new = _product(_units(v_units, unit, count, rows), p_ST.astype(v_SE.dtype), (1, 0))
+            sums[own, rows] = sums[own, rows] * shrink + new
+
+    def chunk(first: Any) -> None:
+        for own in range(plan.block):
+            update(own, first, plan.chunk, masked=False)
+
+    _walk(table, step, plan, chunk, lambda own, unit: update(own, unit, 1, masked=True))
+
+    @pl.when(j == pl.num_programs(3) - 1)
+    def _() -> None:
+        for own in range(plan.block):
+            columns = slice(own * UNIT, (own + 1) * UNIT)
+            parts = []
+            for head in range(heads):
+                total = statistics[own, pl.ds(heads + head, 1)]
+                parts.append(sums[own, slice(head * H, (head + 1) * H)] * jnp.where(total > 0, 1 / total, 0.0))
+                # A query that sees no key: so large that every probability of the backward pass is 0.
+                log_sum = statistics[own, pl.ds(head, 1)] + jnp.log2(total)
+                log_sum_HT[pl.ds(head, 1), columns] = jnp.where(total > 0, log_sum, -MASKED)
+            out_TE[columns] = jnp.concatenate(parts, axis=0).T.astype(out_TE.dtype)
+
+
+# Backward
+
+
+def _backward_call(
+    static: Static,
+    q_BTE: jax.Array,
+    k_BSE: jax.Array,
+    v_BSE: jax.Array,
+    q_segment_ids_BT: jax.Array,
+    k_segment_ids_BS: jax.Array,
+    out_BTE: jax.Array,
+    log_sum_BGHT: jax.Array,
+    gradient_BTE: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dq, dk, dv. Where a row has several majors of queries, each gives its part of dk and dv, in float32."""
+    (B, T, E), S = q_BTE.shape, k_BSE.shape[1]
+    plan = backward_plan(T, S, static.tiles)
+    visited, whole = visits.needed(q_segment_ids_BT, k_segment_ids_BS, static.window)
+    table = visits.table(
+        visited.swapaxes(1, 2), whole.swapaxes(1, 2), plan
+    )  # (B, blocks of keys, majors of queries, …)
+    grid = (B, E // LANES, table.shape[2], table.shape[1])
+    block, major, heads = plan.block * UNIT, plan.major * UNIT, static.heads
+    q_spec = pl.BlockSpec((None, major, LANES), lambda b, g, j, i, t: (b, j, g))
+    k_spec = pl.BlockSpec((None, block, LANES), lambda b, g, j, i, t: (b, i, g))
+    part_spec = pl.BlockSpec((None, None, block, LANES), lambda b, g, j, i, t: (j, b, i, g))
+    q_ids_spec = pl.BlockSpec((None, plan.major, 1, UNIT), lambda b, g, j, i, t: (b, j, 0, 0))
+    k_ids_spec = pl.BlockSpec((None, plan.block, 1, UNIT), lambda b, g, j, i, t: (b, i, 0, 0))
+    log_sum_spec = pl.BlockSpec((None, None, heads, major), lambda b, g, j, i, t: (b, g, 0, j))
+    parts = jax.ShapeDtypeStruct((grid[2], B, S, E), k_BSE.dtype if grid[2] == 1 else jnp.float32)
+    float32_units, own_units = (plan.major, LANES, UNIT), (plan.block, LANES, UNIT)
+    dq_BTE, dk_JBSE, dv_JBSE = pl.pallas_call(
+        functools.partial(_backward_kernel, static, plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=grid,
+            in_specs=[q_spec, k_spec, k_spec, q_ids_spec, k_ids_spec, q_spec, log_sum_spec, q_spec],
+            out_specs=[q_spec, part_spec, part_spec],
+            scratch_shapes=[
+                pltpu.VMEM((heads, block, LANES), k_BSE.dtype),
+                pltpu.VMEM((heads, block, LANES), v_BSE.dtype),
+                pltpu.VMEM(own_units, k_BSE.dtype),
+                pltpu.VMEM(float32_units, q_BTE.dtype),
+                pltpu.VMEM(float32_units, q_BTE.dtype),
+                pltpu.VMEM((plan.major, 8, UNIT), jnp.float32),
+                pltpu.VMEM(float32_units, jnp.float32),
+                pltpu.VMEM(own_units, jnp.float32),
+                pltpu.VMEM(own_units, jnp.float32),
+            ],
+        ),
+        out_shape=[jax.ShapeDtypeStruct((B, T, E), q_BTE.dtype), parts, parts],
+        compiler_params=_compiler_params(static),
+        interpret=static.interpret,
+        name="attention_backward",
+    )(
+        table.reshape(-1),
+        q_BTE,
+        k_BSE,
+        v_BSE,
+        _id_units(q_segment_ids_BT, 0),
+        _id_units(k_segment_ids_BS, -1),
+        out_BTE,
+        log_sum_BGHT,
+        gradient_BTE,
+    )
+    if grid[2] == 1:
+        return dq_BTE, dk_JBSE[0], dv_JBSE[0]
+    return dq_BTE, *(jnp.sum(x, axis=0).astype(k_BSE.dtype) for x in (dk_JBSE, dv_JBSE))
+
+
+def _backward_kernel(
+    static: Static,
+    plan: visits.Plan,
+    table: Any,
+    q_TE: Any,
+    k_SE: Any,
+    v_SE: Any,
+    q_ids: Any,
+    k_ids: Any,
+    out_TE: Any,
+    log_sum_HT: Any,
+    gradient_TE: Any,
+    dq_TE: Any,
+    dk_SE: Any,
+    dv_SE: Any,
+    own_k_HSE: Any,  # scratch: keys and values, zero in the lanes of other heads
+    own_v_HSE: Any,
+    k_units: Any,  # scratch: (units, 128, 128), transposed, as the next two
+    q_units: Any,
+    gradient_units: Any,
+    statistics: Any,  # scratch: (units, 8, 128), row h: head h's log of the sum; row heads + h: its gradient · output
+    dq_units: Any,  # scratch: transposed sums, as the next two
+    dk_units: Any,
+    dv_units: Any,
+) -> None:
+    """With p the probabilities, g the gradient: dv = pᵀ g, ds = p (g vᵀ − g·o), dq = scale ds k, dk = scale dsᵀ q."""
+    b, j, i = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    step = ((b * pl.num_programs(3) + i) * pl.num_programs(2) + j) * plan.entries
+    heads, H, factor = static.heads, static.head_size, static.scale * LOG2_E
+
+    @pl.when(i == 0)
+    def _() -> None:
+        dq_units[...] = jnp.zeros_like(dq_units)
+
+        @pl.loop(0, plan.major)
+        def _(unit: Any) -> None:
+            rows = pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)
+            q_units[unit], gradient_units[unit] = q_TE[rows].T, gradient_TE[rows].T
+            inner = (gradient_TE[rows].astype(jnp.float32) * out_TE[rows].astype(jnp.float32)).T
+            for head in range(heads):
+                own = inner[head * H : (head + 1) * H]
+                statistics[unit, pl.ds(heads + head, 1)] = jnp.sum(own, axis=0, keepdims=True)
+                statistics[unit, pl.ds(head, 1)] = log_sum_HT[pl.ds(head, 1), rows]
+
+    dk_units[...], dv_units[...] = jnp.zeros_like(dk_units), jnp.zeros_like(dv_units)
+    for head in range(heads):
+        own_k_HSE[head], own_v_HSE[head] = (_own_lanes(x[...], head, static) for x in (k_SE, v_SE))
+    for own in range(plan.block):
+        k_units[own] = k_SE[pl.ds(own * UNIT, UNIT)].T
+
+    def update(own: Any, count: int, unit: Any, width: int, masked: bool) -> None:
+        """`count` units of keys and `width` units of queries."""
+        queries = pl.ds(pl.multiple_of(unit * UNIT, UNIT), width * UNIT)
+        keys = pl.ds(pl.multiple_of(own * UNIT, UNIT), count * UNIT)
+        q, g = q_TE[queries], gradient_TE[queries]
+        if masked:
+            q_first, k_first = (table[step] * plan.major + unit) * UNIT, (i * plan.block + own) * UNIT
+            allowed = _allowed(static, q_ids[unit], k_ids[own], q_first, k_first)
+        for head in range(heads):
+            rows = slice(head * H, (head + 1) * H)
+            scores_ST = _product(own_k_HSE[head, keys], q, (1, 1)) * factor
+            if masked:
+                scores_ST = jnp.where(allowed, scores_ST, MASKED)
+            p_ST = jnp.exp2(scores_ST - _units(statistics, unit, width, slice(head, head + 1)))
+            dp_ST = _product(own_v_HSE[head, keys], g, (1, 1))
+            ds_ST = p_ST * (dp_ST - _units(statistics, unit, width, slice(heads + head, heads + head + 1)))
+            p_ST, ds_ST = p_ST.astype(q.dtype), ds_ST.astype(q.dtype)
+            _add_units(dv_units, own, rows, _product(_units(gradient_units, unit, width, rows), p_ST, (1, 1)))
+            _add_units(dk_units, own, rows, _product(_units(q_units, unit, width, rows), ds_ST, (1, 1)))
+            _add_units(dq_units, unit, rows, _product(_units(k_units, own, count, rows), ds_ST, (1, 0)))
+
+    def chunk(first: Any) -> None:
+        for n in range(plan.chunk):
+            update(0, plan.block, first + n, 1, masked=False)
+
+    _walk(table, step, plan, chunk, lambda own, unit: update(own, 1, unit, 1, masked=True))
+
+    for own in range(plan.block):
+        rows = pl.ds(own * UNIT, UNIT)
+        dk_SE[rows] = (dk_units[own].T * static.scale).astype(dk_SE.dtype)
+        dv_SE[rows] = dv_units[own].T.astype(dv_SE.dtype)
+
+    @pl.when(i == pl.num_programs(3) - 1)
+    def _() -> None:
+        @pl.loop(0, plan.major)
+        def _(unit: Any) -> None:
+            rows = pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)
+            dq_TE[rows] = (dq_units[unit].T * static.scale).astype(dq_TE.dtype)
