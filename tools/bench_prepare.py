@@ -280,7 +280,7 @@ def stage_seconds(files: list[Path], tokenizer_folder: Path, folder: Path) -> It
     texts = [personal.mask(text, True, True, True)[0] for text in texts]
     yield "mask personal data (off by default)", since()
     lines = [[p for line in text.splitlines() if (p := line.strip())] for text in texts]
-    lines = [[p for p in of if not clean._unfit(p, steps)] for of in lines]
+    lines = [[p for p, why in zip(of, clean._unfit(of, steps), strict=True) if not why] for of in lines if of]
     yield "paragraphs by words and letters", since()
     blocks = [lines[start : start + 256] for start in range(0, len(lines), 256)]
     verdicts = [v for block in blocks for v in language.identify(block, accepted, steps.language_threshold)]
