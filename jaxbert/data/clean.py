@@ -243,9 +243,12 @@ def remove_control_characters(text: str) -> tuple[str, int]:
 def _unfit(paragraphs: Sequence[str], steps: Clean) -> list[str]:
     """Of each paragraph why it is not text, or ""."""
     words_P, letters_P, visible_P = count(paragraphs)
-    few_words_P = words_P < steps.min_words
-    few_letters_P = letters_P / np.maximum(1, visible_P) < steps.min_letters
-    return np.select((few_words_P, few_letters_P), ("too_few_words", "too_few_letters"), "").tolist()
+    few_words = (words_P < steps.min_words).tolist()
+    few_letters = (letters_P / np.maximum(1, visible_P) < steps.min_letters).tolist()
+    return [
+        "too_few_words" if few else "too_few_letters" if mostly_other else ""
+        for few, mostly_other in zip(few_words, few_letters, strict=True)
+    ]
 
 
 def count(paragraphs: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -297,7 +300,11 @@ def _table() -> np.ndarray:
 
 def digest(text: str) -> bytes:
     """xxh3_128 with white space collapsed, so that texts that differ in it alone are equal."""
-    return xxhash.xxh3_128_digest(" ".join(text.split()).encode("utf-8", "surrogatepass"))
+    collapsed = text.replace("\n", " ")
+    # Printable white space is a space: most texts have nothing else, between words alone, one at a time.
+    if not collapsed.isprintable() or "  " in collapsed or collapsed[:1] == " " or collapsed[-1:] == " ":
+        collapsed = " ".join(text.split())
+    return xxhash.xxh3_128_digest(collapsed.encode("utf-8", "surrogatepass"))
 
 
 def rejected(cleaned: Cleaned, fate: str, detail: str, outcome: str) -> Cleaned:

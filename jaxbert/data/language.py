@@ -8,6 +8,7 @@ are those of the library but for rounding (tests/data/test_language.py).
 Of the file: the layout of args.cc, dictionary.cc, quantmatrix.cc and productquantizer.cc of facebookresearch/fastText.
 """
 
+import collections
 import functools
 import importlib.util
 import itertools
@@ -87,9 +88,11 @@ class Identifier:
         self.output = read.array("<f4", rows * columns).reshape(rows, columns)
         self.tree = _tree(counts)
         assert len(self.labels) == labels
-        self.known: dict[str, int] = {}
-        self.sums = np.zeros((0, self.width), np.float32)
-        self.counts = np.zeros(0, np.int64)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.known = collections.defaultdict[str, int](itertools.count().__next__)  # a new word gets the next number
+        self.sums, self.counts = np.zeros((0, self.width), np.float32), np.zeros(0, np.int64)
 
     def vectors_of(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(sums of the vectors of all words and n-grams of each text, float32 (P, width); how many, int64 (P,)).
@@ -100,15 +103,12 @@ class Identifier:
             return np.zeros((0, self.width), np.float32), np.zeros(0, np.int64)
         split = list(map(_words, texts))
         if len(self.known) > MOST_KNOWN:
-            self.known.clear()
-            self.sums, self.counts = self.sums[:0], self.counts[:0]
-        every = list(itertools.chain.from_iterable(split))
-        new = [word for word in dict.fromkeys(every) if word not in self.known]
-        sums, counts = self._of_words(new)
-        self.known.update(zip(new, range(len(self.known), len(self.known) + len(new)), strict=True))
-        self.sums, self.counts = np.concatenate((self.sums, sums)), np.concatenate((self.counts, counts))
-        lengths = np.array([len(words) for words in split])  # none is 0: "" is a word, without a vector
+            self._forget()
+        every, before = list(itertools.chain.from_iterable(split)), len(self.known)
         at = np.fromiter(map(self.known.__getitem__, every), np.int64, len(every))
+        sums, counts = self._of_words(list(itertools.islice(reversed(self.known), len(self.known) - before))[::-1])
+        self.sums, self.counts = np.concatenate((self.sums, sums)), np.concatenate((self.counts, counts))
+        lengths = np.fromiter(map(len, split), np.int64, len(split))  # none is 0: "" is a word, without a vector
         first = np.cumsum(lengths) - lengths
         return np.add.reduceat(self.sums[at], first), np.add.reduceat(self.counts[at], first)
 
