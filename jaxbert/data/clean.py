@@ -279,8 +279,10 @@ def kinds(text: str) -> np.ndarray:
 def _table() -> np.ndarray:
     """uint8 by code point."""
     every = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    letters = np.array([unicodedata.category(c)[0] in "LM" for c in every])
-    table = np.where(letters, LETTER, 0).astype(np.uint8)
+    table = np.zeros(len(every), np.uint8)
+    for first, behind in ((0, 0x40000), (0xE0000, 0xE1000)):  # other planes hold neither letters nor marks
+        letters = [unicodedata.category(c)[0] in "LM" for c in every[first:behind]]
+        table[first:behind] = np.where(letters, LETTER, 0)
     table[0x80:] |= NOT_ASCII | NOT_SMALL
     table[ord("\n")] |= LINE_FEED
     for kind, pattern in (

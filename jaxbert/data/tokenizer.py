@@ -69,7 +69,8 @@ class TextTokenizer:
         added = pipeline.get_added_tokens_decoder()
         pieces_V = entries(pipeline)
         special = {i for i, token in added.items() if token.special}
-        special |= {i for i, piece in enumerate(pieces_V) if re.fullmatch(r"\[unused\d+\]", piece)}
+        reserved = re.compile(r"\[unused\d+\]").fullmatch
+        special |= {i for i, piece in enumerate(pieces_V) if piece[:1] == "[" and reserved(piece)}
         vocabulary = pipeline.get_vocab(with_added_tokens=True)
         ids = {role: vocabulary[token] for role, token in roles.items()}
         layout = json.loads(pipeline.to_str())
