@@ -43,10 +43,10 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install --quiet -e ".[prepare,tfds,torch,tensorboard,test]"
 	touch $@
 
-# What only slow tests need: the Trainer's accelerate, Apache Beam, and an older transformers in an environment of its own, whose
+# What only slow tests need, and those that compile for TPUs: accelerate, Apache Beam, libtpu, and an older transformers in an environment of its own, whose
 # PyTorch is the other's.
 $(VENV)/slow: $(VENV)/ready
-	$(BIN)/pip install --quiet -e ".[bench,beam]"
+	$(BIN)/pip install --quiet -e ".[bench,beam,tpu]"
 	$(BIN)/python -m venv $(VENV)/transformers457
 	$(VENV)/transformers457/bin/pip install --quiet "transformers==4.57.6"
 	packages='import site; print(site.getsitepackages()[0])'; $(BIN)/python -c "$$packages" \

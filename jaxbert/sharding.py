@@ -5,6 +5,7 @@ which mesh axis splits which letter, so a new encoder is sharded by naming its p
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,29 +19,33 @@ LETTERS = {"N": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(sharding: Sharding, batch_rows: int, field: str = "train.batch_size") -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what the others leave.
+def make_mesh(
+    sharding: Sharding, batch_rows: int, field: str = "train.batch_size", devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over `devices` (None: all there are); one axis may be -1 and takes what the others leave.
 
     `batch_rows`: rows that one forward pass holds, which data × fsdp must divide; `field`: of the recipe, that gives
     them. Raises BadInput otherwise.
     """
+    devices = jax.devices() if devices is None else devices
     sizes = {"data": sharding.data, "fsdp": sharding.fsdp, "tensor": sharding.tensor}
-    devices, free = jax.device_count(), [axis for axis, size in sizes.items() if size == -1]
+    count, free = len(devices), [axis for axis, size in sizes.items() if size == -1]
     if any(size < 1 and size != -1 for size in sizes.values()) or len(free) > 1:
         raise BadInput(f"sharding: {sizes}; every axis is 1 or more, and at most one is -1 (the rest of the devices)")
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if devices % fixed or (not free and fixed != devices):
+    if count % fixed or (not free and fixed != count):
         raise BadInput(
-            f"sharding: {sizes} does not fit {devices} devices; the product must be {devices}, or leave one -1"
+            f"sharding: {sizes} does not fit {count} devices; the product must be {count}, or leave one -1"
         )
     for axis in free:
-        sizes[axis] = devices // fixed
+        sizes[axis] = count // fixed
     if batch_rows % (sizes["data"] * sizes["fsdp"]):
         raise BadInput(
             f"{field}: {batch_rows} rows (batch_size / accumulate) do not divide among "
             f"{sizes['data'] * sizes['fsdp']} devices (sharding.data × sharding.fsdp); choose a multiple"
         )
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:
@@ -79,6 +84,16 @@ def local_axes(size: int, axes: tuple[str, ...]) -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in axes if axis in mesh.auto_axes and mesh.shape[axis] > 1)
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+    """An activation (B, …) with its rows split over data and fsdp and whole otherwise; the values stay as they are.
+
+    Without it the compiler may take the split of the parameters over fsdp for one of the activations' widths, and sends
+    activations where it should gather parameters. Without a mesh, or where rows do not divide, nothing happens.
+    """
+    axes = local_axes(x.shape[0], BATCH_AXES)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

@@ -5,19 +5,18 @@ objective: it sees a pytree, `objective.loss`, and batches that are a pure funct
 """
 
 import dataclasses
-import functools
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxbert import checkpoint, config, metrics, objectives, optim, phases, runs, sharding
+from jaxbert import checkpoint, config, metrics, objectives, phases, runs, sharding
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
@@ -25,107 +24,7 @@ from jaxbert.errors import BadInput, Diverged, run
 from jaxbert.evaluate import held_out
 from jaxbert.phases import Plan
 from jaxbert.prepare import load_corpus
-
-State = dict[str, Any]  # model, optimizer, counters
-
-
-def initial_state(objective: Any, optimizer: Any, key: jax.Array) -> State:
-    """A fresh state: float32 parameters, the optimizer's, and the counters that the update keeps."""
-    model = objective.init(key)
-    counters = {
-        "step": jnp.zeros((), jnp.int32),
-        "skipped_in_a_row": jnp.zeros((), jnp.int32),
-        "skipped": jnp.zeros((), jnp.int32),
-        "mean_norm": jnp.zeros((), jnp.float32),
-    }
-    return {"model": model, "optimizer": optimizer.init(model), "counters": counters}
-
-
-def make_update(
-    objective: Any, optimizer: Any, schedule: Callable[[Any], jax.Array], settings: config.Config
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
-    """One step as a pure function of (state, batch): gradients, clipping, AdamW, or nothing if the step is bad.
-
-    Every array of `batch` is (accumulate, rows, …). Gradients are sums over the parts divided once by the global count
-    of predicted tokens, so accumulation gives the large batch's result. Returned metrics are scalars on the device.
-    """
-    train, clip = settings.train, settings.optimizer.clip_norm
-    dropout_key = jax.random.key(train.dropout_seed)
-
-    def gradients(model: Any, batch: dict[str, jax.Array], step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        def loss_sum(model: Any, part: dict[str, jax.Array], index: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            key = jax.random.fold_in(jax.random.fold_in(dropout_key, step), index)
-            total, count, more = objective.loss(model, part, key)
-            return total, {"loss": total, "count": count, **more}
-
-        value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
-        if train.accumulate == 1:
-            (_, sums), grads = value_and_grad(model, {k: v[0] for k, v in batch.items()}, 0)
-            return grads, sums
-
-        def add_part(total: Any, part: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[Any, None]:
-            (_, sums), grads = value_and_grad(model, part[1], part[0])
-            return jax.tree.map(jnp.add, total, (grads, sums)), None
-
-        shapes = jax.eval_shape(lambda: value_and_grad(model, {k: v[0] for k, v in batch.items()}, 0))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1]))
-        (grads, sums), _ = jax.lax.scan(add_part, zeros, (jnp.arange(train.accumulate), batch))
-        return grads, sums
-
-    def update(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
-        model, counters = state["model"], state["counters"]
-        rate = schedule(counters["step"])
-        tokens = jnp.sum(batch["tokens_B"])
-        inputs = {name: array for name, array in batch.items() if name != "tokens_B"}
-        grads, sums = gradients(model, inputs, counters["step"])
-        count = jnp.maximum(sums.pop("count"), 1)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))) / count
-        scale = (jnp.minimum(1.0, clip / (norm + 1e-6)) if clip else 1.0) / count  # as PyTorch's clip_grad_norm_
-        direction, moments = optimizer.update(jax.tree.map(lambda g: g * scale, grads), state["optimizer"], model)
-        moved = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), model, direction)
-
-        mean = counters["mean_norm"]
-        good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        if train.spike:
-            good &= (mean == 0) | (norm <= train.spike * mean)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)  # noqa: E731
-        bad = (~good).astype(jnp.int32)
-        new = {
-            "model": keep(moved, model),
-            "optimizer": keep(moments, state["optimizer"]),
-            "counters": {
-                "step": counters["step"] + 1,
-                "skipped_in_a_row": (counters["skipped_in_a_row"] + bad) * bad,
-                "skipped": counters["skipped"] + bad,
-                "mean_norm": jnp.where(good, jnp.where(mean == 0, norm, 0.98 * mean + 0.02 * norm), mean),
-            },
-        }
-        means = {name: value / count for name, value in sums.items()}
-        told = {**means, "gradient_norm": norm, "learning_rate": rate, "tokens": tokens, "bad": bad}
-        return new, {**told, "bad_in_a_row": new["counters"]["skipped_in_a_row"]}
-
-    return update
-
-
-def count_parameters(model: Any, vocab_size: int) -> int:
-    """Elements of all leaves, arrays or ShapeDtypeStructs, with `vocab_size` true rows where an axis is V."""
-    count = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
-        letters = sharding.parameter_name(path).rpartition("_")[2]
-        padded = leaf.shape[letters.index("V") - len(letters)] if "V" in letters else 1
-        count += math.prod(leaf.shape) // padded * (vocab_size if "V" in letters else 1)
-    return count
-
-
-def _shapes(batch: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
-
-
-def _memory_needed(compiled: Any) -> int:
-    """Bytes a device for a compiled step: arguments, results, what lies between; donated state is counted once."""
-    memory = compiled.memory_analysis()
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes
+from jaxbert.step import State, Step, count_parameters, in_parts, make_step, memory_needed
 
 
 def _say_what_runs(
@@ -180,15 +79,6 @@ def _step_flops(objective: Any, feed: Feed) -> float:
     return sum(share * objective.step_flops(size, length) for size, length, share in feed.shapes())
 
 
-def _compile(update: Any, abstract: State, batches: Iterable[dict[str, np.ndarray]]) -> dict[tuple[int, ...], Any]:
-    """The step by the shape of a batch's rows, one for each shape in `batches`."""
-    compiled: dict[tuple[int, ...], Any] = {}
-    for shapes in map(_shapes, batches):
-        if (shape := shapes["input_ids_BT"].shape) not in compiled:
-            compiled[shape] = update.lower(abstract, shapes).compile()
-    return compiled
-
-
 def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     """Train (or go on training) a resolved recipe in `workdir`; returns what summary.json holds.
 
@@ -200,42 +90,34 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     corpus_directory = Path(settings.corpus.directory)
     corpus = load_corpus(corpus_directory)
     _check_fits(settings, corpus)
-    A, seed = settings.train.accumulate, settings.train.data_seed
+    seed = settings.train.data_seed
     mesh = _make_mesh(settings)
     validation = Validation.open(corpus_directory / "validation")
     tokenizer = TextTokenizer.load(corpus_directory / "tokenizer")
     plan = phases.make_plan(settings, phases.open_feeds(settings), tokenizer.vocab_size)
     settings = phases.in_steps(settings, plan)
 
-    rows_sharding = sharding.batch_sharding(mesh, leading=1)
     objective = objectives.for_tokenizer(settings, tokenizer)
-    optimizer = optim.make_optimizer(settings.optimizer)
-    schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, plan.steps)
 
     def make_batch(rows: Rows, epoch_B: np.ndarray, row_B: np.ndarray) -> dict[str, np.ndarray]:
         batch = objective.make_batch(rows, epoch_B, row_B, seed)
-        return {name: array.reshape(A, len(array) // A, *array.shape[1:]) for name, array in batch.items()}
+        return in_parts(batch, settings.train.accumulate)
 
     runs.open_run(workdir, settings, corpus_directory)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", settings.checkpoint)
     with jax.set_mesh(mesh):
-        init = functools.partial(initial_state, objective, optimizer)
-        abstract = jax.eval_shape(init, jax.random.key(0))
-        shardings = sharding.shard_by_name(abstract, mesh)
-        update = jax.jit(
-            make_update(objective, optimizer, schedule, settings),
-            donate_argnums=0,
-            in_shardings=(shardings, rows_sharding),
-            out_shardings=(shardings, None),
-        )
-        every = (rows for part in plan.stretches for rows in part.feed.first_of_each_bucket())
-        compiled = _compile(update, abstract, (make_batch(*rows) for rows in every))
-        restored = saves.restore_newest(checkpoint.abstract_with_shardings(abstract, shardings))
+        step = make_step(settings, objective, plan.steps, mesh)
+        compiled: dict[tuple[int, ...], Any] = {}  # by the shape of a batch's rows
+        for part in plan.stretches:
+            for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
+                if (shape := batch["input_ids_BT"].shape) not in compiled:
+                    compiled[shape] = step.compile(batch)
+        restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
-            state = jax.jit(init, out_shardings=shardings)(jax.random.key(settings.train.init_seed))
+            state = jax.jit(step.init, out_shardings=step.shardings)(jax.random.key(settings.train.init_seed))
             if settings.model.initialize_from:
-                state["model"] = _initialize_from(settings, tokenizer, abstract["model"], shardings["model"])
+                state["model"] = _initialize_from(settings, tokenizer, step)
 
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
@@ -253,28 +135,32 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             {name: memory[name] for name in ("tokens", "sums")},
         )
         try:
-            need = max(map(_memory_needed, compiled.values()))
-            _say_what_runs(display, settings, mesh, plan, abstract, need, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
+            need = max(map(memory_needed, compiled.values()))
+            _say_what_runs(display, settings, mesh, plan, step.abstract, need, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
             if restored:
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
-            batches = prefetch(lambda step: make_batch(*plan.at(step)), start, plan.steps)
-            loop.run(compiled, state, batches, rows_sharding, start)
+            batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
+            loop.run(compiled, state, batches, step.rows, start)
         finally:
             display.close()
             writer.close()
             saves.close()
     if not loop.last:  # the run was finished before
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    summary = {"steps": plan.steps, "parameters": count_parameters(abstract["model"], plan.vocab_size), **loop.last}
+    summary = {
+        "steps": plan.steps,
+        "parameters": count_parameters(step.abstract["model"], plan.vocab_size),
+        **loop.last,
+    }
     runs.write_json(workdir / "summary.json", summary)
     return summary
 
 
-def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, abstract: Any, shardings: Any) -> Any:
+def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, step: Step) -> Any:
     """Weights of another run (`DIR` or `DIR@STEP`) for a new one. Raises BadInput if tokens, names or shapes differ."""
     source = settings.model.initialize_from
-    directory, _, step = source.partition("@")
-    other = runs.load_run(directory, step or "latest")
+    directory, _, saved = source.partition("@")
+    other = runs.load_run(directory, saved or "latest")
     if entries(other.tokenizer.tokenizer) != entries(tokenizer.tokenizer):
         folder = Path(settings.corpus.directory) / "tokenizer"
         raise BadInput(
@@ -283,7 +169,7 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, abstract
         )
     wanted, found = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-        for leaves in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (abstract, other.model))
+        for leaves in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (step.abstract["model"], other.model))
     )
     for name in sorted(set(wanted) | set(found)):
         ours, theirs = (getattr(tree.get(name), "shape", "absent") for tree in (wanted, found))
@@ -292,8 +178,8 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, abstract
                 f"model.initialize_from: {name.removesuffix('/value')} is {theirs} in {source}, {ours} in this recipe; "
                 "give the model the sizes of the one that it starts from"
             )
-    leaves = map(jax.device_put, jax.tree.leaves(other.model), jax.tree.leaves(shardings))
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    leaves = map(jax.device_put, jax.tree.leaves(other.model), jax.tree.leaves(step.shardings["model"]))
+    return jax.tree.unflatten(jax.tree.structure(step.abstract["model"]), leaves)
 
 
 @dataclasses.dataclass

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbert import config, objectives, optim, train
+from jaxbert import config, objectives, optim
 from jaxbert.convert import bert as convert
 from jaxbert.convert.key_map import from_torch, to_torch
 from jaxbert.data.source import position_ids
+from jaxbert.step import initial_state, make_update
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -142,8 +143,8 @@ def test_50_adamw_steps_from_the_same_weights_give_pytorchs_losses():
         ]
         optimizer = torch.optim.AdamW(groups, betas=(adamw.beta1, adamw.beta2), eps=adamw.epsilon)
         ours = optim.make_optimizer(adamw)
-        update = jax.jit(train.make_update(objective, ours, schedule, settings))
-        counters = jax.eval_shape(lambda: train.initial_state(objective, ours, jax.random.key(0))["counters"])
+        update = jax.jit(make_update(objective, ours, schedule, settings))
+        counters = jax.eval_shape(lambda: initial_state(objective, ours, jax.random.key(0))["counters"])
         zeros = {name: jnp.zeros((), jnp.int32 if s.dtype == jnp.int32 else float) for name, s in counters.items()}
         state = {"model": model, "optimizer": ours.init(model), "counters": zeros}
         for step, batch in enumerate(batches(settings.train.steps)):

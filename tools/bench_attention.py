@@ -10,6 +10,7 @@ are the median of these, ratios are taken call by call. Memory is what the compi
 import argparse
 import functools
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +26,15 @@ from jaxbert.ops.attention import api, xla_chunked
 HEADS, HEAD_SIZE = 4, 64
 
 
-def contestants(dropout: float, blocks: list[int]) -> dict[str, Callable[..., jax.Array]]:
+def contestants(dropout: float, window: int | None, blocks: list[int]) -> dict[str, Callable[..., jax.Array]]:
     """By name: functions of (q, k, v, segment ids of both) as in `api`."""
-    arguments = {"dropout_rate": dropout, "key": jax.random.key(0)} if dropout else {}
-    named = {name: functools.partial(call, **arguments) for name, call in api.IMPLEMENTATIONS.items()}
+    arguments: dict[str, Any] = {"scale": 1.0 / math.sqrt(HEAD_SIZE), "window": window}
+    if dropout:
+        arguments |= {"dropout_rate": dropout, "key": jax.random.key(0)}
+    named = {name: functools.partial(i.compute, **arguments) for name, i in api.IMPLEMENTATIONS.items()}
     for block in blocks:
         named[f"xla_chunked {block}"] = functools.partial(xla_chunked.attention, block=block, **arguments)
-    if not dropout:
+    if not dropout and window is None:
         named["jax.nn"] = lambda q, k, v, q_ids, k_ids: jax.nn.dot_product_attention(
             q, k, v, mask=(q_ids[:, :, None] == k_ids[:, None, :])[:, None], implementation="xla"
         )
@@ -68,7 +71,7 @@ def bench(length: int, tokens: int, calls: int, dtype: str, named: dict[str, Any
         lines.append(measure(f"T={length}: {name}", [batch * length / s for s in seconds[name]], "tokens/s"))
         memory = program.memory_analysis().temp_size_in_bytes / 2**20
         lines.append(measure(f"T={length}: {name}, temporaries", [memory], "MiB"))
-    chosen, ours = api.choose(length, length), list(api.IMPLEMENTATIONS)
+    chosen, ours = api.choose(api.Call(length, length)), list(api.IMPLEMENTATIONS)
     best = min(ours, key=lambda name: sorted(seconds[name])[calls // 2])
     ratio = [theirs / mine for theirs, mine in zip(seconds[best], seconds[chosen], strict=True)]
     lines.append(measure(f"T={length}: chosen ({chosen}) / best of ours ({best})", ratio, "ratio", 0.9))
@@ -82,6 +85,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
     parser.add_argument("--calls", type=int, default=7)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
+    parser.add_argument("--window", type=int, help="local attention, as in the api")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--block", type=int, nargs="*", default=[], help="further sizes of xla_chunked's blocks")
     parser.add_argument("--json", type=Path)
@@ -93,7 +97,9 @@ def main() -> None:
     print(f"{'':70s} {'median':>10s}  {'low':>10s}  {'high':>10s}")
     for dropout in flags.dropout:
         for length in flags.lengths:
-            lines = bench(length, flags.tokens, flags.calls, flags.dtype, contestants(dropout, flags.block))
+            lines = bench(
+                length, flags.tokens, flags.calls, flags.dtype, contestants(dropout, flags.window, flags.block)
+            )
             lines = [{**line, "name": f"dropout {dropout}, {line['name']}"} for line in lines]
             show(lines)
             results += lines

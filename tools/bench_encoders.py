@@ -5,7 +5,7 @@
 
 Every encoder has as many parameters in its blocks as the BERT of `--width` and `--layers`: at the width, depth and
 feed-forward that its authors chose relative to BERT, and then the feed-forward width that makes the numbers meet.
-A step is `jaxbert.train.make_update` with the masked-LM objective on a made-up batch: full rows of one document, the
+A step is `jaxbert.step.make_update` with the masked-LM objective on a made-up batch: full rows of one document, the
 same number of tokens at every length, no dropout. All contestants run in one process, a step each in turn; tokens a
 second are medians, ratios are taken round by round. BERT runs once with each attention; encoders are compared with the
 faster one at that length.
@@ -37,9 +37,10 @@ import jax.numpy as jnp
 import numpy as np
 from bench_train import machine, measure, show
 
-from jaxbert import config, objectives, optim, train
+from jaxbert import config, objectives, optim
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.masking import predictions
+from jaxbert.step import count_parameters, initial_state, make_update, memory_needed
 
 ENCODERS = ("bert", "convbert", "gmlp", "m2", "hypermixer")
 SPECIAL, MASK = frozenset(range(5)), 4
@@ -86,7 +87,7 @@ def objective_of(settings: Any) -> Any:
 
 def block_parameters(settings: Any) -> int:
     """Elements of the blocks alone: tables and heads are as large as the vocabulary makes them."""
-    return train.count_parameters(model_shapes(settings).encoder.blocks, settings.tokenizer.vocab_size)
+    return count_parameters(model_shapes(settings).encoder.blocks, settings.tokenizer.vocab_size)
 
 
 def model_shapes(settings: Any) -> Any:
@@ -148,7 +149,7 @@ class Step:
     @property
     def memory(self) -> float:
         """MiB."""
-        return train._memory_needed(self.compiled) / 2**20
+        return memory_needed(self.compiled) / 2**20
 
     @property
     def model_flops(self) -> float:
@@ -183,9 +184,9 @@ def compile_step(settings: Any, attention: str | None = None, batch: dict[str, j
     """`make_update` compiled for a batch (None: the made-up one), with the attention of that name."""
     objective, optimizer = objective_of(settings), optim.make_optimizer(settings.optimizer)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, 1000)
-    init, batch = functools.partial(train.initial_state, objective, optimizer), batch or made_up_batch(settings)
+    init, batch = functools.partial(initial_state, objective, optimizer), batch or made_up_batch(settings)
     abstract = jax.eval_shape(init, jax.random.key(0))
-    update = jax.jit(train.make_update(objective, optimizer, schedule, settings), donate_argnums=0)
+    update = jax.jit(make_update(objective, optimizer, schedule, settings), donate_argnums=0)
     with forced(attention):
         compiled = update.lower(abstract, batch).compile()
     return Step(settings, attention, compiled, lambda: jax.jit(init)(jax.random.key(0)), batch)
@@ -200,7 +201,8 @@ def _attention() -> Any:
 
 def chosen_attention(length: int) -> str:
     """What the encoders take by themselves."""
-    return _attention().choose(length, length)
+    api = _attention()
+    return api.choose(api.Call(T=length, S=length, platform=jax.default_backend()))
 
 
 def attentions() -> list[str]:
@@ -221,7 +223,7 @@ def forced(attention: str | None) -> Iterator[None]:
         return jax.nn.dot_product_attention(q, k, v, mask=same, implementation="xla")
 
     with (
-        mock.patch.dict(api.IMPLEMENTATIONS, {"jax.nn": of_jax}),
+        mock.patch.dict(api.IMPLEMENTATIONS, {"jax.nn": api.Implementation(of_jax)}),
         mock.patch.object(api, "choose", lambda *_: attention),
     ):
         yield
@@ -351,7 +353,7 @@ def show_sizes(flags: argparse.Namespace) -> None:
     print(f"{'':12s} {'blocks':>12s} {'all':>12s}   parameters, and the shape (at T={flags.lengths[0]})")
     for encoder in flags.encoders:
         settings = matched(encoder, flags.width, flags.layers, flags.lengths[0], flags)
-        total, model = train.count_parameters(model_shapes(settings), flags.vocabulary), settings.model
+        total, model = count_parameters(model_shapes(settings), flags.vocabulary), settings.model
         shape = f"{model.num_layers} layers, width {model.hidden_size}, feed-forward {model.feed_forward_size}"
         print(f"{encoder:12s} {block_parameters(settings):12,d} {total:12,d}   {shape}")
 

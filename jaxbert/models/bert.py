@@ -110,7 +110,7 @@ class Block(nnx.Module):
         positions_BP: jax.Array | None = None,
     ) -> jax.Array:
         """(B, T, D) → (B, T, D), with `positions_BP` only these positions, (B, P, D); `key` None: deterministic."""
-        config, rate, k_segment_ids_BS = self.config, self.config.attention_dropout, batch["segment_ids_BT"]
+        config, k_segment_ids_BS = self.config, batch["segment_ids_BT"]
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
         k_BSNH = layers.project(x_BTD, self.key_DNH, self.key_bias_NH)
         v_BSNH = layers.project(x_BTD, self.value_DNH, self.value_bias_NH)
@@ -120,7 +120,12 @@ class Block(nnx.Module):
             q_segment_ids_BT = jnp.take_along_axis(k_segment_ids_BS, positions_BP, axis=1)
         q_BTNH = layers.project(x_BTD, self.query_DNH, self.query_bias_NH)
         a_BTNH = dot_product_attention(
-            q_BTNH, k_BSNH, v_BSNH, q_segment_ids_BT, k_segment_ids_BS, dropout_rate=rate, key=keys[0]
+            q_BTNH,
+            k_BSNH,
+            v_BSNH,
+            segment_ids=(q_segment_ids_BT, k_segment_ids_BS),
+            dropout_rate=0.0 if key is None else config.attention_dropout,
+            key=keys[0],
         )
         a_BTD = layers.project(a_BTNH, self.output_NHD, self.output_bias_D, axes=2)
         x_BTD = self.attention_norm(x_BTD + dropout(a_BTD, config.hidden_dropout, keys[1]))

@@ -148,9 +148,8 @@ class Block(nnx.Module):
             q_BTNH,
             k_BSNH,
             v_BSNH,
-            q_segment_ids_BT,
-            k_segment_ids_BS,
-            dropout_rate=config.attention_dropout,
+            segment_ids=(q_segment_ids_BT, k_segment_ids_BS),
+            dropout_rate=0.0 if key is None else config.attention_dropout,
             key=keys[0],
         )
         both_BTNH = jnp.concatenate([a_BTNH, c_BTNH], axis=2)

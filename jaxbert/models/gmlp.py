@@ -150,7 +150,7 @@ class TinyAttention(nnx.Module):
         q_BTNH, k_BSNH, v_BSNH = (qkv_BTGH[:, :, part, None] for part in range(3))  # N = 1
         if positions_BP is not None:
             q_BTNH = layers.take_positions(q_BTNH[:, :, 0], positions_BP)[:, :, None]
-        a_BTNH = dot_product_attention(q_BTNH, k_BSNH, v_BSNH, q_segment_ids_BT, k_segment_ids_BS)
+        a_BTNH = dot_product_attention(q_BTNH, k_BSNH, v_BSNH, segment_ids=(q_segment_ids_BT, k_segment_ids_BS))
         return layers.project(a_BTNH[:, :, 0], self.output_HF, self.output_bias_F)
 
 

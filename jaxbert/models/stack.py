@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxbert.config import Model
 from jaxbert.models import layers
+from jaxbert.sharding import split_rows
 
 # What the forward pass stores. Even "none" computes elementwise work again, because on a CPU storing it costs more:
 # 1.07 × as fast at BERT-mini in 0.8 × the memory.
@@ -48,9 +49,10 @@ def run(
         x_BTD: jax.Array, layer: tuple[Any, jax.Array | None], positions_BP: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
         block, layer_key = layer
-        y_BTD = block(x_BTD, batch, key=layer_key, positions_BP=positions_BP)
+        y_BTD = split_rows(block(x_BTD, batch, key=layer_key, positions_BP=positions_BP))
         return y_BTD, (y_BTD if "hidden_states" in collect else None)
 
+    x_BTD = split_rows(x_BTD)
     # Barriers keep the compiler from undoing what saves memory; a scan does that by itself.
     policy, saves_memory = REMATERIALIZE[config.rematerialize], config.rematerialize != "none"
     scanned = jax.checkpoint(step, policy=policy, prevent_cse=saves_memory and config.unroll > 1)

@@ -98,6 +98,15 @@ class MaskedLanguageModelling:
             **({"length_B": tokens_B} if rows.one_document else {}),
         }
 
+    def batch_shapes(self, rows: int, row_length: int, *, one_document: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `make_batch` returns for so many rows, without any."""
+        predictions = masking.predictions(self.config.objective.mask_rate, row_length)
+        sizes = {"BT": (rows, row_length), "BP": (rows, predictions), "B": (rows,)}
+        names = ["input_ids_BT", "segment_ids_BT", "position_ids_BT", "positions_BP", "labels_BP", "weights_BP"]
+        names += ["tokens_B", "length_B"] if one_document else ["tokens_B"]
+        dtypes = {"weights_BP": jnp.float32}
+        return {n: jax.ShapeDtypeStruct(sizes[n.rpartition("_")[2]], dtypes.get(n, jnp.int32)) for n in names}
+
     def make_validation_batch(self, validation: Validation, row_B: np.ndarray) -> Batch:
         """Held-out pieces by index, with the predicted positions and replacements that prepare fixed.
 

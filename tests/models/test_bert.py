@@ -11,7 +11,7 @@ from flax import nnx
 from jaxbert.errors import BadInput
 from jaxbert.models import bert
 from jaxbert.models.heads import MaskedLM, NextSentenceHead, Pooler
-from jaxbert.train import count_parameters
+from jaxbert.step import count_parameters
 
 KEY = jax.random.key(0)
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxbert.errors import BadInput
 from jaxbert.models import convbert
 from jaxbert.models.heads import MaskedLM
-from jaxbert.train import count_parameters
+from jaxbert.step import count_parameters
 from tests.models.encoders import SMALL
 from tests.models.test_encoders import padded, random_model, states, texts
 

@@ -15,7 +15,7 @@ from jaxbert.models import gmlp, layers
 from jaxbert.models.heads import MaskedLM
 from jaxbert.objectives.mlm import cross_entropy
 from jaxbert.ops.toeplitz import api
-from jaxbert.train import count_parameters
+from jaxbert.step import count_parameters
 from tests.models.encoders import SMALL, VOCABULARY
 from tests.models.test_encoders import padded, random_model, states, texts
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxbert.errors import BadInput
 from jaxbert.models import bert, hypermixer
 from jaxbert.models.heads import MaskedLM
-from jaxbert.train import count_parameters
+from jaxbert.step import count_parameters
 from tests.models.encoders import SMALL, VOCABULARY
 from tests.models.test_encoders import packed, padded, random_model, states, texts
 

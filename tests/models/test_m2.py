@@ -12,7 +12,7 @@ from jaxbert.errors import BadInput
 from jaxbert.models import m2
 from jaxbert.models.heads import MaskedLM
 from jaxbert.ops.long_conv import api
-from jaxbert.train import count_parameters
+from jaxbert.step import count_parameters
 
 KEY = jax.random.key(0)
 SMALL = m2.Config("m2_80M", 2, 24, 40, feed_forward_size=32, filter_order=11, training_additions=False)

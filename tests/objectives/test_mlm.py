@@ -104,7 +104,8 @@ def test_a_fresh_model_starts_at_the_logarithm_of_the_vocabulary(objective: Mask
 class FakeRows:
     """Three rows of one document each, of 5, 9 and 12 tokens."""
 
-    one_document, row_length, first = True, T, 7
+    one_document: bool = True
+    row_length, first = T, 7
 
     def __len__(self) -> int:
         return 3
@@ -122,3 +123,12 @@ def test_rows_of_one_document_say_their_lengths_and_a_number_past_the_last_row_i
     np.testing.assert_array_equal(batch["tokens_B"], [12, 0, 5, 0])
     np.testing.assert_array_equal(batch["weights_BP"].sum(1) > 0, [True, False, True, False])
     assert (batch["segment_ids_BT"][[1, 3]] == 0).all()
+
+
+@pytest.mark.parametrize("one_document", [True, False])
+def test_the_shapes_of_a_batch_are_known_without_rows(objective: MaskedLanguageModelling, one_document: bool) -> None:
+    rows = FakeRows()
+    rows.one_document = one_document
+    batch = objective.make_batch(rows, np.zeros(4, int), np.arange(4) % 3, seed=1)
+    shapes = objective.batch_shapes(4, T, one_document=one_document)
+    assert {n: (s.shape, s.dtype) for n, s in shapes.items()} == {n: (a.shape, a.dtype) for n, a in batch.items()}

@@ -1,8 +1,10 @@
 """Attention within segments: what a token sees, to the last bit, and what it does not; every implementation."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jaxbert.models.stack import REMATERIALIZE
 from jaxbert.ops.attention import api, reference, xla_chunked
 
 B, N, H = 2, 3, 8
+SCALE = 1 / math.sqrt(H)
 KEY = jax.random.key(0)
 Attention = Callable[..., jax.Array]
 
@@ -23,8 +26,8 @@ Attention = Callable[..., jax.Array]
 def attention(request: pytest.FixtureRequest) -> Attention:
     """An implementation; the blocks are smaller than the rows, whose lengths they do not divide."""
     if request.param == "xla_chunked":
-        return functools.partial(xla_chunked.attention, block=4)
-    return api.IMPLEMENTATIONS[request.param]
+        return functools.partial(xla_chunked.attention, block=4, scale=SCALE)
+    return functools.partial(api.IMPLEMENTATIONS[request.param].compute, scale=SCALE)
 
 
 def qkv(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -73,16 +76,42 @@ def test_what_padding_holds_changes_no_real_output(attention: Attention) -> None
     np.testing.assert_array_equal(attention(q, k, v, ids, ids)[:, :6], attention(*changed, ids, ids)[:, :6])
 
 
-def test_padding_alone_gives_finite_numbers_and_gradients(attention: Attention) -> None:
-    ids = segments(padding=6)
-    output, gradient = jax.value_and_grad(lambda q: jnp.sum(attention(q, *qkv(6)[1:], ids, ids)))(qkv(6)[0])
-    assert np.isfinite(output) and np.all(np.isfinite(gradient))
+def test_queries_that_see_no_key_get_zeros_and_every_gradient_of_theirs_is_zero(attention: Attention) -> None:
+    """Padding, which sees no padding either; and a document of which there is no key."""
+    for q_ids, k_ids, blind in (
+        (segments(6, padding=3), segments(6, padding=3), slice(6, 9)),
+        (segments(padding=9), segments(padding=9), slice(0, 9)),
+        (segments(4, 5), segments(4, padding=5), slice(4, 9)),
+        (segments(4, 5), segments(padding=9), slice(0, 9)),
+    ):
+        output, pull = jax.vjp(lambda *x, ids=(q_ids, k_ids): attention(*x, *ids), *qkv(9))
+        assert (np.asarray(output[:, blind]) == 0).all()
+        gradients = pull(jnp.zeros_like(output).at[:, blind].set(1e4))
+        assert all((np.asarray(gradient) == 0).all() for gradient in gradients)
 
 
-def test_a_query_whose_segment_has_no_key_gives_finite_numbers_and_gradients(attention: Attention) -> None:
-    value = lambda q, k, v: jnp.sum(attention(q, k, v, segments(4, 2), segments(padding=6)) ** 2)  # noqa: E731
-    output, gradients = jax.value_and_grad(value, argnums=(0, 1, 2))(*qkv(6))
-    assert np.isfinite(output) and all(np.all(np.isfinite(gradient)) for gradient in gradients)
+@pytest.mark.parametrize("window", [1, 2, 3, 6, 17, 40])
+def test_a_window_is_a_band_of_half_its_size_on_either_side(attention: Attention, window: int) -> None:
+    (q, k, v), ids = qkv(17), segments(9, 6, padding=2)
+    output, pull = jax.vjp(lambda v: attention(q, k, v, ids, ids, window=window), v)
+    for t in range(17):
+        (gradient,) = pull(jnp.zeros_like(output).at[:, t].set(1.0))
+        seen = np.abs(np.asarray(gradient)).sum((0, 2, 3)) > 0
+        row = np.asarray(ids[0])
+        expected = (row == row[t]) & (row > 0) & (np.abs(np.arange(17) - t) <= window // 2)
+        np.testing.assert_array_equal(seen, expected)
+
+
+def test_a_window_over_the_row_changes_nothing(attention: Attention) -> None:
+    ids = segments(9, 6, padding=2)
+    np.testing.assert_allclose(attention(*qkv(17), ids, ids, window=34), attention(*qkv(17), ids, ids), atol=1e-6)
+
+
+def test_the_scale_multiplies_scores(attention: Attention) -> None:
+    (q, k, v), ids = qkv(9), segments(4, 5)
+    np.testing.assert_allclose(
+        attention(q, k, v, ids, ids, scale=0.5), attention(q * 0.5 / SCALE, k, v, ids, ids), atol=1e-6
+    )
 
 
 def test_fewer_queries_than_keys_give_the_rows_of_the_whole(attention: Attention) -> None:
@@ -138,7 +167,9 @@ def test_scores_and_softmax_of_bfloat16_run_in_float32(attention: Attention) -> 
 # Blocks against the reference
 
 
-def value_and_gradients(attention: Attention, dtype: str, queries: int, keys: int) -> list[np.ndarray]:
+def value_and_gradients(
+    attention: Attention, dtype: str, queries: int, keys: int, window: int | None = None
+) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     q, k, v, g = (
         jnp.asarray(random.normal(size=(B, length, N, H)), dtype) for length in (queries, keys, keys, queries)
@@ -146,31 +177,62 @@ def value_and_gradients(attention: Attention, dtype: str, queries: int, keys: in
     k_ids = np.sort(random.integers(1, 5, (B, keys)), axis=1)  # segments of uneven lengths, padding behind the second
     k_ids[1, -keys // 3 :] = 0
     q_ids = np.take_along_axis(k_ids, random.integers(0, keys, (B, queries)), axis=1)
-    output, pull = jax.vjp(lambda q, k, v: attention(q, k, v, jnp.asarray(q_ids), jnp.asarray(k_ids)), q, k, v)
+    if window is not None:
+        q_ids = k_ids
+    call = functools.partial(attention, scale=SCALE, window=window)
+    output, pull = jax.vjp(lambda q, k, v: call(q, k, v, jnp.asarray(q_ids), jnp.asarray(k_ids)), q, k, v)
     return [np.asarray(x) for x in (output, *pull(g))]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-13), ("float32", 5e-6)])
-@pytest.mark.parametrize("queries, keys", [(1, 1), (9, 9), (32, 32), (3, 33), (61, 61)])
+@pytest.mark.parametrize(
+    "queries, keys, window", [(1, 1, None), (9, 9, None), (32, 32, None), (3, 33, None), (61, 61, None), (61, 61, 20)]
+)
 @pytest.mark.parametrize("block", [16, 512, pytest.param(4, marks=pytest.mark.slow)])
 def test_values_and_gradients_in_blocks_are_the_references(
-    block: int, queries: int, keys: int, dtype: str, tolerance: float
+    block: int, queries: int, keys: int, window: int | None, dtype: str, tolerance: float
 ) -> None:
     with jax.enable_x64(dtype == "float64"):
         chunked = functools.partial(xla_chunked.attention, block=block)
         for ours, expected in zip(
-            value_and_gradients(chunked, dtype, queries, keys),
-            value_and_gradients(reference.attention, dtype, queries, keys),
+            value_and_gradients(chunked, dtype, queries, keys, window),
+            value_and_gradients(reference.attention, dtype, queries, keys, window),
             strict=True,
         ):
             assert ours.dtype == dtype and ours.shape == expected.shape
             assert np.abs(ours - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
 
 
+def visited_blocks(attention: Attention, *arguments: Any) -> int:
+    """Blocks of scores that the forward pass computes."""
+    visits = []
+    scores = xla_chunked._scores
+
+    def counted(*given: Any) -> jax.Array:
+        jax.debug.callback(visits.append, given[4])
+        return scores(*given)
+
+    with mock.patch.object(xla_chunked, "_scores", counted):
+        jax.block_until_ready(attention(*arguments))
+        jax.effects_barrier()
+    return len(visits)
+
+
+def test_blocks_are_visited_within_the_band_and_between_first_and_last_of_shared_segments() -> None:
+    count = functools.partial(visited_blocks, functools.partial(xla_chunked.attention, block=16, scale=SCALE))
+    whole, packed, padded = segments(96), segments(32, 20, 12, 32), segments(20, padding=76)
+    assert count(*qkv(96), whole, whole) == 6 * 6
+    assert count(*qkv(96), packed, packed) == 2 * 2 + 2 * 2 + 2 * 2
+    assert count(*qkv(96), padded, padded) == 2 * 2
+    banded = functools.partial(xla_chunked.attention, block=16, scale=SCALE, window=32)
+    assert visited_blocks(banded, *qkv(96), whole, whole) == 6 + 2 * 5
+    assert visited_blocks(banded, *qkv(96), packed, packed) == 2 * 2 + 2 * 2 + 2 * 2
+
+
 def temporary_bytes(attention: Attention, length: int, policy: str) -> int:
     """Of forward and backward, with what the policy keeps."""
     shape, ids = jax.ShapeDtypeStruct((1, length, 1, 16), "float32"), jax.ShapeDtypeStruct((1, length), "int32")
-    dropping = functools.partial(attention, dropout_rate=0.1, key=KEY)
+    dropping = functools.partial(attention, scale=SCALE, dropout_rate=0.1, key=KEY)
     kept = jax.checkpoint(dropping, policy=REMATERIALIZE[policy])
     gradient = jax.grad(lambda q, k, v, ids: jnp.sum(kept(q, k, v, ids, ids) ** 2), argnums=(0, 1, 2))
     return jax.jit(gradient).lower(shape, shape, shape, ids).compile().memory_analysis().temp_size_in_bytes
@@ -191,10 +253,55 @@ def products(program: Any) -> int:
 
 @pytest.mark.parametrize("policy, count", [("none", 2 + 5), ("dots", 2 + 5), ("full", 2 + 2 + 5)])
 def test_the_backward_pass_repeats_the_forward_pass_only_where_nothing_may_be_kept(policy: str, count: int) -> None:
-    attention = jax.checkpoint(functools.partial(xla_chunked.attention, block=4), policy=REMATERIALIZE[policy])
+    attention = jax.checkpoint(
+        functools.partial(xla_chunked.attention, block=4, scale=SCALE), policy=REMATERIALIZE[policy]
+    )
     q, *others = *qkv(9), segments(4, 5), segments(4, 5)
     program = jax.make_jaxpr(jax.grad(lambda q: jnp.sum(attention(q, *others))))(q)
     assert products(program.jaxpr) == count
+
+
+# The call
+
+
+def test_segment_ids_are_one_array_a_pair_or_none() -> None:
+    q, k, v = qkv(9)
+    ids, rows = segments(4, 5), jnp.array([7, 0, 4])
+    whole = api.dot_product_attention(q, k, v, segment_ids=ids)
+    np.testing.assert_array_equal(whole, reference.attention(q, k, v, ids, ids, scale=SCALE))
+    some = api.dot_product_attention(q[:, rows], k, v, segment_ids=(ids[:, rows], ids))
+    np.testing.assert_allclose(some, whole[:, rows], atol=1e-6)
+    one = segments(9)
+    np.testing.assert_array_equal(
+        api.dot_product_attention(q, k, v), reference.attention(q, k, v, one, one, scale=SCALE)
+    )
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"segment_ids": segments(4)}, r"segment_ids of the queries are int32\[2, 4\]; they are integers \(2, 9\)"),
+        ({"segment_ids": (segments(9), segments(4))}, r"segment_ids of the keys are int32\[2, 4\]; .* \(2, 9\)"),
+        ({"segment_ids": segments(9).astype("float32")}, r"segment_ids of the queries are float32"),
+        ({"segment_ids": segments(9) > 0}, r"segment_ids of the queries are bool"),
+        ({"window": 0}, r"window is 0; it counts tokens, 1 or more"),
+        ({"window": -128}, r"window is -128"),
+        ({"window": 4, "q_BTNH": qkv(5)[0]}, r"window is 4 with 5 queries and 9 keys; distances need T = S"),
+        ({"q_BTNH": qkv(9)[0][:, :, :2]}, r"q, k and v have 2, 3 and 3 heads"),
+        ({"v_BSNH": qkv(9)[2][:, :, :1]}, r"q, k and v have 3, 3 and 1 heads"),
+        ({"v_BSNH": qkv(8)[2]}, r"k_BSNH is \(2, 9, 3, 8\) and v_BSNH \(2, 8, 3, 8\)"),
+        ({"k_BSNH": qkv(9)[1].astype("bfloat16")}, r"k_BSNH is bfloat16.* one floating-point dtype"),
+        ({"q_BTNH": qkv(9)[0][0]}, r"q_BTNH is float32\[9, 3, 8\]; all three have four axes"),
+        ({"dropout_rate": 0.1}, r"dropout_rate is 0.1 without a key"),
+        ({"dropout_rate": 1.0, "key": KEY}, r"dropout_rate is 1.0; it lies in \[0, 1\)"),
+        ({"implementation": "flash"}, r"no implementation 'flash' of attention; there are reference, xla_chunked"),
+    ],
+    ids=str,
+)
+def test_a_call_whose_arguments_do_not_fit_together_is_refused(changed: dict, message: str) -> None:
+    arguments = dict(zip(("q_BTNH", "k_BSNH", "v_BSNH"), qkv(9), strict=True)) | changed
+    with pytest.raises(ValueError, match=message):
+        api.dot_product_attention(**arguments)
 
 
 # The choice
@@ -203,23 +310,28 @@ def test_the_backward_pass_repeats_the_forward_pass_only_where_nothing_may_be_ke
 def test_none_takes_what_choose_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in api.IMPLEMENTATIONS:
         called = []
-        monkeypatch.setattr(api, "choose", lambda T, S, name=name: name)
-        monkeypatch.setitem(api.IMPLEMENTATIONS, name, lambda q, *_, called=called, **__: called.append(q) or q)
-        api.dot_product_attention(*qkv(5), segments(5), segments(5))
+        monkeypatch.setattr(api, "choose", lambda call, name=name: name)
+        spy = api.Implementation(lambda q, *_, called=called, **__: called.append(q) or q)
+        monkeypatch.setitem(api.IMPLEMENTATIONS, name, spy)
+        api.dot_product_attention(*qkv(5))
         assert len(called) == 1
 
 
+def test_an_implementation_that_lacks_what_a_call_asks_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = api.Implementation(reference.attention, lambda call: "T: at most 4" if call.T > 4 else None)
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "small", small)
+    api.dot_product_attention(*qkv(4), implementation="small")
+    with pytest.raises(ValueError, match="'small' cannot serve this call: T: at most 4"):
+        api.dot_product_attention(*qkv(5), implementation="small")
+
+
 def test_short_rows_take_the_reference_and_long_ones_blocks() -> None:
-    assert [api.choose(T, T) for T in (8, 128, 8192, 32768)] == ["reference"] * 2 + ["xla_chunked"] * 2
+    chosen = [api.choose(api.Call(T, T)) for T in (8, 128, 8192, 32768)]
+    assert chosen == ["reference"] * 2 + ["xla_chunked"] * 2
 
 
 @pytest.mark.parametrize("name", api.IMPLEMENTATIONS)
 def test_every_implementation_can_be_named(name: str) -> None:
     ids = segments(4, 5)
-    named = api.dot_product_attention(*qkv(9), ids, ids, implementation=name)
-    np.testing.assert_allclose(named, reference.attention(*qkv(9), ids, ids), atol=1e-6)
-
-
-def test_an_implementation_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="no implementation 'flash' of attention; there are reference, xla_chunked"):
-        api.dot_product_attention(*qkv(5), segments(5), segments(5), implementation="flash")
+    named = api.dot_product_attention(*qkv(9), segment_ids=ids, implementation=name)
+    np.testing.assert_allclose(named, reference.attention(*qkv(9), ids, ids, scale=SCALE), atol=1e-6)

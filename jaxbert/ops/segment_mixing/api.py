@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from jaxbert.ops.platform import target
 from jaxbert.ops.segment_mixing import by_document, by_length, products, reference
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
@@ -36,12 +37,12 @@ def segment_mixing(
       q_segment_ids_BT, k_segment_ids_BS: integers, 0 is padding, the documents of a row are numbered 1, 2, ….
       activation: elementwise; the sum that it gets and what it returns are in at least float32.
       one_document: the promise that every row holds one document.
-      implementation: None: `choose(one_document, jax.default_backend())`.
+      implementation: None: `choose(one_document, target().platform)`.
 
     Returns:
       (N, B, T, H) in the dtype of `v_NBSH`. Raises ValueError for an implementation that is unknown or cannot serve.
     """
-    implementation = implementation or choose(one_document, jax.default_backend())
+    implementation = implementation or choose(one_document, target().platform)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"segment_mixing: no implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}"
@@ -53,8 +54,8 @@ def segment_mixing(
     )
 
 
-def choose(one_document: bool, backend: str) -> str:
-    """The fastest implementation that the rows allow, on that backend; what packing costs: by_document.py."""
+def choose(one_document: bool, platform: str) -> str:
+    """The fastest implementation that the rows allow, on that platform; what packing costs: by_document.py."""
     if one_document:
         return "products"
-    return "by_document" if backend == "cpu" else "by_length"
+    return "by_document" if platform == "cpu" else "by_length"

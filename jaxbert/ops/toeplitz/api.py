@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 
+from jaxbert.ops.platform import target
 from jaxbert.ops.toeplitz import fft, gathered, reference
 
 Implementation = Literal["reference", "gathered", "fft"]
@@ -54,6 +55,6 @@ def toeplitz_product(
 
 
 def choose(length: int, one_document: bool) -> Implementation:
-    """The fastest implementation for rows of `length` tokens on JAX's default backend."""
-    least = FFT_FROM.get(jax.default_backend(), FFT_FROM_ELSEWHERE)
+    """The fastest implementation for rows of `length` tokens on the devices that this is traced for."""
+    least = FFT_FROM.get(target().platform, FFT_FROM_ELSEWHERE)
     return "fft" if one_document and length >= least else "gathered"
