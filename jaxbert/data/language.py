@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import itertools
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class Identifier:
         self.output = read.array("<f4", rows * columns).reshape(rows, columns)
         self.tree = _tree(counts)
         assert len(self.labels) == labels
+        self._lock = threading.Lock()  # Beam runs the works of a process in threads: one at a time looks and adds
         self._forget()
 
     def _forget(self) -> None:
@@ -102,15 +104,22 @@ class Identifier:
         if not texts:
             return np.zeros((0, self.width), np.float32), np.zeros(0, np.int64)
         split = list(map(_words, texts))
-        if len(self.known) > MOST_KNOWN:
-            self._forget()
-        every, before = list(itertools.chain.from_iterable(split)), len(self.known)
-        at = np.fromiter(map(self.known.__getitem__, every), np.int64, len(every))
-        sums, counts = self._of_words(list(itertools.islice(reversed(self.known), len(self.known) - before))[::-1])
-        self.sums, self.counts = np.concatenate((self.sums, sums)), np.concatenate((self.counts, counts))
+        every = list(itertools.chain.from_iterable(split))
+        with self._lock:
+            sums, counts, at = self._look(every)
         lengths = np.fromiter(map(len, split), np.int64, len(split))  # none is 0: "" is a word, without a vector
         first = np.cumsum(lengths) - lengths
-        return np.add.reduceat(self.sums[at], first), np.add.reduceat(self.counts[at], first)
+        return np.add.reduceat(sums[at], first), np.add.reduceat(counts[at], first)
+
+    def _look(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(`sums`, `counts`, the number of each word among them), after new words were added."""
+        if len(self.known) > MOST_KNOWN or len(self.known) != len(self.counts):  # the last call was interrupted
+            self._forget()
+        before = len(self.known)
+        number_W = np.fromiter(map(self.known.__getitem__, words), np.int64, len(words))
+        sums, counts = self._of_words(list(itertools.islice(reversed(self.known), len(self.known) - before))[::-1])
+        self.sums, self.counts = np.concatenate((self.sums, sums)), np.concatenate((self.counts, counts))
+        return self.sums, self.counts, number_W
 
     def _of_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The same of single words: each word's own vector, if it has one, and those of its n-grams."""

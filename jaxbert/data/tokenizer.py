@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,24 +170,40 @@ class TextTokenizer:
         return self.characters_V[ids]
 
 
+Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]  # words → (ids, int32; how many of each, int64)
+
+
 class KnownWords:
-    """Words that were met and their ids, which lie one after another: of word n `ids[ends[n] : ends[n + 1]]`."""
+    """Words that were met and their ids, which lie one after another: of word n `ids[ends[n] : ends[n + 1]]`.
+
+    Beam runs the works of a process in threads, which share these; one at a time looks and adds.
+    """
 
     def __init__(self) -> None:
         """None yet."""
+        self._lock = threading.Lock()
         self._forget()
 
     def _forget(self) -> None:
         self.number = collections.defaultdict[str, int](itertools.count().__next__)  # a new word gets the next number
         self.ids, self.ends = np.zeros(0, np.int32), np.zeros(1, np.int64)
 
-    def ids_of(
-        self, split: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-    ) -> list[np.ndarray]:
+    def ids_of(self, split: Sequence[Sequence[str]], encode: Encode) -> list[np.ndarray]:
         """The ids of each text, int32, given as its words. `encode` is asked for words that are new."""
-        if len(self.ids) > MOST_KNOWN:
-            self._forget()
         words = list(itertools.chain.from_iterable(split))
+        with self._lock:
+            known, begin_W, length_W = self._look(words, encode)
+        end_W = np.cumsum(length_W)
+        # Of each id: where it lies among the known, which is as far behind the word's first id as here.
+        place_T = np.arange(length_W.sum()) + np.repeat(begin_W - (end_W - length_W), length_W)
+        bounds = np.r_[0, end_W][np.cumsum([0, *map(len, split)])]
+        ids_T = known[place_T]
+        return [ids_T[begin:end] for begin, end in itertools.pairwise(bounds.tolist())]
+
+    def _look(self, words: Sequence[str], encode: Encode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(`ids`, where those of each word begin in them, how many they are), after new words were added."""
+        if len(self.ids) > MOST_KNOWN or len(self.ends) != len(self.number) + 1:  # the last `encode` raised
+            self._forget()
         before = len(self.number)
         number_W = np.fromiter(map(self.number.__getitem__, words), np.int64, len(words))
         new = list(itertools.islice(reversed(self.number), len(self.number) - before))[::-1]
@@ -194,13 +211,7 @@ class KnownWords:
             ids, lengths = encode(new)
             self.ids = np.concatenate((self.ids, ids))
             self.ends = np.concatenate((self.ends, self.ends[-1] + np.cumsum(lengths)))
-        begin_W, length_W = self.ends[number_W], np.diff(self.ends)[number_W]
-        end_W = np.cumsum(length_W)
-        # Of each id: where it lies in `self.ids`, which is as far behind the word's first id as here.
-        place_T = np.arange(length_W.sum()) + np.repeat(begin_W - (end_W - length_W), length_W)
-        bounds = np.r_[0, end_W][np.cumsum([0, *map(len, split)])]
-        ids_T = self.ids[place_T]
-        return [ids_T[begin:end] for begin, end in itertools.pairwise(bounds.tolist())]
+        return self.ids, self.ends[number_W], np.diff(self.ends)[number_W]
 
 
 def text_normalizer(lowercase: bool) -> normalizers.Sequence:

@@ -6,6 +6,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,30 @@ def test_words_that_were_met_are_kept_and_forgotten_when_their_ids_are_many(monk
     for text in ("e", "ab"):
         known.ids_of([text.split()], encode)
     assert asked == ["ab", "c", "d", "e", "ab"] and len(known.ids) == 3
+
+
+def test_a_text_that_cannot_be_encoded_leaves_nothing_half_known(trained):
+    tokenizer = TextTokenizer.load(trained("unigram").directory)
+    with pytest.raises(TypeError):  # by `tokenizers`, of half a character
+        tokenizer.encode(["un \ud800 dous"])
+    ((ids, _),) = tokenizer.encode(["dous tres"])
+    assert ids.tolist() == tokenizer.tokenizer.encode("dous tres", add_special_tokens=False).ids
+
+
+def test_threads_that_share_a_tokenizer_get_the_ids_of_one(trained, monkeypatch):
+    """As Beam's threads do."""
+    monkeypatch.setattr(module, "MOST_KNOWN", 500)
+    tokenizer = TextTokenizer.load(trained("bpe").directory)
+    texts = [" ".join(f"{word}{n}" for word in text.split()) for n in range(4) for text in TEXTS]
+    expected = [e.ids for e in tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = [ids.tolist() for ((ids, _),) in pool.map(tokenizer.encode, ([text] for text in texts))]
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected
 
 
 def test_words_are_encoded_one_by_one_only_where_white_space_alone_separates_them(trained):
