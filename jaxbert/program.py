@@ -152,6 +152,7 @@ class Program:
     executions: dict[str, int] = dataclasses.field(default_factory=dict)  # of each computation that a step runs
     unknown_trips: list[str] = dataclasses.field(default_factory=list)
     fused: set[str] = dataclasses.field(default_factory=set)  # computations inside fusions
+    loops: dict[str, tuple[Instruction, Computation]] = dataclasses.field(default_factory=dict)  # body → its loop, where
 
     def scheduled(self) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction that is run by itself, not within a fusion, with its computation and executions."""
@@ -356,13 +357,14 @@ def _count(program: Program, name: str, times: int, fused: bool) -> None:
                 program.unknown_trips.append(i.name)
             for part in ("condition", "body"):
                 called = (i.attribute(part) or "").lstrip("%")
+                program.loops[called] = (i, computation)
                 _count(program, called, times * (1 if trips is None else trips), fused)
         for called in i.calls:
             _count(program, called, times, fused or i.opcode == "fusion")
 
 
 def _trips(loop: Instruction, computation: Computation, program: Program) -> int | None:
-    """A loop's trips: what the compiler noted, or those of `for (i = a; i < b; i += 1)` found in its condition."""
+    """A loop's trips: what the compiler noted, or those of `for (i = a; i < b; i += c)` found in its condition."""
     known = loop.backend_config.get("known_trip_count")
     if known:
         return int(known["n"])
@@ -377,22 +379,35 @@ def _trips(loop: Instruction, computation: Computation, program: Program) -> int
         values = [values[numbers[name]] for name in test.operands]
     if test.opcode != "compare" or test.attribute("direction") != "LT":
         return None
-    start, bound = (_constant(condition.instructions[v], condition, loop, computation) for v in values)
+    start, bound = (_constant(condition.instructions[v], condition, loop, computation, program) for v in values)
     step = _step(condition.instructions[values[0]], loop, computation, program)
-    return None if start is None or bound is None or step != 1 else max(0, bound - start)
+    return None if start is None or bound is None or not step else max(0, math.ceil((bound - start) / step))
 
 
-def _constant(i: Instruction, inside: Computation, loop: Instruction | None, outside: Computation) -> int | None:
-    """The integer that an instruction holds as a loop starts, through copies and the loop's initial values."""
+def _constant(
+    i: Instruction, inside: Computation, loop: Instruction | None, outside: Computation, program: Program
+) -> int | None:
+    """The integer that an instruction holds as a loop starts, through copies and the loop's initial values.
+
+    Those of a loop within a loop may come through the outer one's state, if its body hands them on as they are.
+    """
     i = _copied(i, inside)
     if i.opcode == "constant":
         return int(i.arguments) if re.fullmatch(r"-?\d+", i.arguments) else None
-    if i.opcode == "get-tuple-element" and loop is not None:
-        values = outside.instructions[loop.operands[0]]
-        if values.opcode == "tuple":
-            first = outside.instructions[values.operands[int(i.attribute("index") or 0)]]
-            return _constant(first, outside, None, outside)
-    return None
+    if i.opcode != "get-tuple-element":
+        return None
+    index = int(i.attribute("index") or 0)
+    if loop is None:
+        if inside.name not in program.loops or inside.instructions[i.operands[0]].opcode != "parameter":
+            return None
+        handed = _copied(inside.instructions[inside.root.operands[index]], inside)
+        if handed.opcode != i.opcode or handed.operands != i.operands or handed.attribute("index") != str(index):
+            return None
+        loop, outside = program.loops[inside.name]
+    values = outside.instructions[loop.operands[0]]
+    if values.opcode != "tuple":
+        return None
+    return _constant(outside.instructions[values.operands[index]], outside, None, outside, program)
 
 
 def _step(counter: Instruction, loop: Instruction, computation: Computation, program: Program) -> int | None:
@@ -408,7 +423,7 @@ def _step(counter: Instruction, loop: Instruction, computation: Computation, pro
         inner = [inside.instructions[name] for name in added.operands]
         operands = [passed[int(o.arguments)] if o.opcode == "parameter" else o for o in inner]
     steps = [
-        _constant(o, body, loop, computation)
+        _constant(o, body, loop, computation, program)
         for o in operands
         if o.opcode != "get-tuple-element" or o.attribute("index") != index
     ]
