@@ -96,7 +96,8 @@ def project(x: jax.Array, kernel: nnx.Param, bias: nnx.Param, *, axes: int = 1) 
     inputs, outputs = kernel.shape[:axes], kernel.shape[axes:]
     rows = x.reshape(-1, math.prod(inputs))
     y = rows @ kernel[...].astype(x.dtype).reshape(rows.shape[1], -1)
-    return y.reshape(*x.shape[: x.ndim - axes], *outputs) + bias[...].astype(x.dtype)
+    # The bias before the heads part: else a TPU copies (…, N · H) for whoever reads it as that again (kernels do).
+    return (y + bias[...].astype(x.dtype).reshape(-1)).reshape(*x.shape[: x.ndim - axes], *outputs)
 
 
 class LayerNorm(nnx.Module):

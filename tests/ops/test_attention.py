@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.test_util import check_grads
 
 from jaxbert.models.stack import REMATERIALIZE
-from jaxbert.ops.attention import api, reference, xla_chunked
+from jaxbert.ops.attention import api, gpu, reference, xla_chunked
 
 B, N, H = 2, 3, 8
 SCALE = 1 / math.sqrt(H)
@@ -25,9 +26,10 @@ Attention = Callable[..., jax.Array]
 @pytest.fixture(params=["reference", "xla_chunked"])
 def attention(request: pytest.FixtureRequest) -> Attention:
     """An implementation; the blocks are smaller than the rows, whose lengths they do not divide."""
+    compute = api.IMPLEMENTATIONS[request.param].compute
     if request.param == "xla_chunked":
-        return functools.partial(xla_chunked.attention, block=4, scale=SCALE)
-    return functools.partial(api.IMPLEMENTATIONS[request.param].compute, scale=SCALE)
+        compute = functools.partial(compute, block=4)
+    return jax.jit(functools.partial(compute, scale=SCALE), static_argnames=("scale", "window", "dropout_rate"))
 
 
 def qkv(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -92,14 +94,13 @@ def test_queries_that_see_no_key_get_zeros_and_every_gradient_of_theirs_is_zero(
 
 @pytest.mark.parametrize("window", [1, 2, 3, 6, 17, 40])
 def test_a_window_is_a_band_of_half_its_size_on_either_side(attention: Attention, window: int) -> None:
-    (q, k, v), ids = qkv(17), segments(9, 6, padding=2)
-    output, pull = jax.vjp(lambda v: attention(q, k, v, ids, ids, window=window), v)
-    for t in range(17):
-        (gradient,) = pull(jnp.zeros_like(output).at[:, t].set(1.0))
-        seen = np.abs(np.asarray(gradient)).sum((0, 2, 3)) > 0
-        row = np.asarray(ids[0])
-        expected = (row == row[t]) & (row > 0) & (np.abs(np.arange(17) - t) <= window // 2)
-        np.testing.assert_array_equal(seen, expected)
+    q, k = jax.random.normal(KEY, (2, B, 17, N, 17))
+    v = jnp.broadcast_to(jnp.eye(17)[:, None], k.shape)  # the result is then the probabilities
+    ids = segments(9, 6, padding=2)
+    row, places = np.asarray(ids[0]), np.arange(17)
+    expected = (row[:, None] == row) & (row > 0) & (np.abs(places[:, None] - places) <= window // 2)
+    seen = np.asarray(attention(q, k, v, ids, ids, window=window)) > 0
+    np.testing.assert_array_equal(seen, np.broadcast_to(expected[:, None], seen.shape))
 
 
 def test_a_window_over_the_row_changes_nothing(attention: Attention) -> None:
@@ -180,8 +181,13 @@ def value_and_gradients(
     if window is not None:
         q_ids = k_ids
     call = functools.partial(attention, scale=SCALE, window=window)
-    output, pull = jax.vjp(lambda q, k, v: call(q, k, v, jnp.asarray(q_ids), jnp.asarray(k_ids)), q, k, v)
-    return [np.asarray(x) for x in (output, *pull(g))]
+
+    @jax.jit
+    def both(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        output, pull = jax.vjp(lambda q, k, v: call(q, k, v, jnp.asarray(q_ids), jnp.asarray(k_ids)), q, k, v)
+        return output, *pull(g)
+
+    return [np.asarray(x) for x in both(q, k, v, g)]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-13), ("float32", 5e-6)])
@@ -203,30 +209,42 @@ def test_values_and_gradients_in_blocks_are_the_references(
             assert np.abs(ours - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
 
 
-def visited_blocks(attention: Attention, *arguments: Any) -> int:
-    """Blocks of scores that the forward pass computes."""
-    visits = []
-    scores = xla_chunked._scores
+def needed(q_ids: jax.Array, window: int | None = None) -> list[range]:
+    """Of each block of 16 queries, the blocks of keys to visit."""
+    ids = xla_chunked._segment_blocks(q_ids, 16)
+    first, stop = xla_chunked._needed(ids, ids, window)
+    return [range(*pair) for pair in zip(first.tolist(), stop.tolist(), strict=True)]
+
+
+def test_blocks_are_needed_within_the_band_and_between_the_first_and_last_that_shares_a_segment() -> None:
+    whole, packed, padded = segments(96), segments(32, 20, 12, 32), segments(20, padding=76)
+    assert needed(whole) == [range(6)] * 6
+    assert needed(packed) == [range(0, 2)] * 2 + [range(2, 4)] * 2 + [range(4, 6)] * 2
+    assert [len(blocks) for blocks in needed(padded)] == [2, 2, 0, 0, 0, 0]
+    assert needed(whole, 32) == [range(max(0, i - 1), min(6, i + 2)) for i in range(6)]
+    assert needed(whole, 34) == [range(max(0, i - 2), min(6, i + 3)) for i in range(6)]
+    assert needed(packed, 2) == needed(packed)
+
+
+def test_a_block_that_any_row_of_the_batch_needs_is_needed() -> None:
+    rows = jnp.concatenate([segments(32, 64)[:1], segments(16, 80)[:1]])
+    assert needed(rows)[:3] == [range(0, 2), range(0, 6), range(1, 6)]
+
+
+def test_blocks_that_are_not_needed_are_not_computed() -> None:
+    visits, scores = [], xla_chunked._scores
 
     def counted(*given: Any) -> jax.Array:
         jax.debug.callback(visits.append, given[4])
         return scores(*given)
 
+    ids = segments(32, 16)
     with mock.patch.object(xla_chunked, "_scores", counted):
-        jax.block_until_ready(attention(*arguments))
+        jax.block_until_ready(
+            jax.jit(functools.partial(xla_chunked.attention, block=16, scale=1.0))(*qkv(48), ids, ids)
+        )
         jax.effects_barrier()
-    return len(visits)
-
-
-def test_blocks_are_visited_within_the_band_and_between_first_and_last_of_shared_segments() -> None:
-    count = functools.partial(visited_blocks, functools.partial(xla_chunked.attention, block=16, scale=SCALE))
-    whole, packed, padded = segments(96), segments(32, 20, 12, 32), segments(20, padding=76)
-    assert count(*qkv(96), whole, whole) == 6 * 6
-    assert count(*qkv(96), packed, packed) == 2 * 2 + 2 * 2 + 2 * 2
-    assert count(*qkv(96), padded, padded) == 2 * 2
-    banded = functools.partial(xla_chunked.attention, block=16, scale=SCALE, window=32)
-    assert visited_blocks(banded, *qkv(96), whole, whole) == 6 + 2 * 5
-    assert visited_blocks(banded, *qkv(96), packed, packed) == 2 * 2 + 2 * 2 + 2 * 2
+    assert len(visits) == 2 * 2 + 1
 
 
 def temporary_bytes(attention: Attention, length: int, policy: str) -> int:
@@ -330,8 +348,66 @@ def test_short_rows_take_the_reference_and_long_ones_blocks() -> None:
     assert chosen == ["reference"] * 2 + ["xla_chunked"] * 2
 
 
-@pytest.mark.parametrize("name", api.IMPLEMENTATIONS)
-def test_every_implementation_can_be_named(name: str) -> None:
+@pytest.mark.parametrize("name", ["reference", "xla_chunked"])
+def test_what_a_cpu_computes_can_be_named(name: str) -> None:
     ids = segments(4, 5)
     named = api.dot_product_attention(*qkv(9), segment_ids=ids, implementation=name)
     np.testing.assert_allclose(named, reference.attention(*qkv(9), ids, ids, scale=SCALE), atol=1e-6)
+
+
+TPU = {"platform": "tpu", "kind": "TPU v5 lite", "dtype": "bfloat16"}
+GPU = {"platform": "gpu", "kind": "NVIDIA H100 80GB HBM3", "dtype": "bfloat16"}
+
+
+@pytest.fixture
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if JAX found cuDNN."""
+    monkeypatch.setattr(gpu, "without_cudnn", lambda: None)
+
+
+@pytest.mark.parametrize(
+    "name, given, argument",
+    [
+        ("pallas_tpu", {**TPU, "platform": "cpu"}, "implementation: it needs a TPU"),
+        ("pallas_tpu", {**TPU, "dropout": True}, "dropout_rate: "),
+        ("pallas_tpu", {**TPU, "H": 32}, "q_BTNH: heads of 32"),
+        ("pallas_tpu", {**TPU, "dtype": "float64"}, "q_BTNH: float64"),
+        (
+            "pallas_tpu",
+            {**TPU, "N": 12, "heads_split": 8},
+            "q_BTNH: 12 heads do not divide among the mesh's tensor = 8",
+        ),
+        (
+            "pallas_tpu",
+            {**TPU, "B": 6, "rows_split": 4},
+            "q_BTNH: 6 rows do not divide among the mesh's data × fsdp = 4",
+        ),
+        ("cudnn", {**GPU, "platform": "tpu"}, "implementation: it needs a GPU"),
+        ("cudnn", {**GPU, "dropout": True}, "dropout_rate: "),
+        ("cudnn", {**GPU, "dtype": "float32"}, "q_BTNH: float32"),
+        ("cudnn", {**GPU, "H": 20}, "q_BTNH: heads of 20"),
+    ],
+)
+def test_a_kernel_says_which_argument_of_a_call_it_lacks_and_is_not_chosen_then(
+    cudnn: None, name: str, given: dict, argument: str
+) -> None:
+    lacking, served = api.Call(8192, 8192, **given), api.Call(8192, 8192, **(TPU if name == "pallas_tpu" else GPU))
+    assert api.IMPLEMENTATIONS[name].lacks(lacking).startswith(argument)
+    assert api.choose(lacking) != name
+    assert api.IMPLEMENTATIONS[name].lacks(served) is None and api.choose(served) == name
+
+
+def test_a_host_without_cudnn_compiles_for_gpus_through_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "without_cudnn", lambda: "implementation: JAX says cuDNN is not detected")
+    assert api.choose(api.Call(512, 512, **GPU)) == "reference"
+
+
+def test_heads_that_do_not_divide_tensor_are_refused_with_the_kernel_by_its_name() -> None:
+    device = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = AbstractMesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    x = jax.ShapeDtypeStruct((4, 512, 3, 64), jnp.bfloat16)
+    named, chosen = (functools.partial(api.dot_product_attention, implementation=name) for name in ("pallas_tpu", None))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert jax.eval_shape(chosen, x, x, x).shape == x.shape
+        with pytest.raises(ValueError, match="'pallas_tpu' cannot serve this call: q_BTNH: 3 heads .* tensor = 2"):
+            jax.eval_shape(named, x, x, x)

@@ -3,28 +3,74 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxbert.ops.attention import reference, xla_chunked
+from jaxbert.ops.attention import gpu, reference, xla_chunked
 from jaxbert.ops.platform import target
+from jaxbert.sharding import BATCH_AXES, LETTERS
 
 SegmentIds = jax.Array | tuple[jax.Array, jax.Array] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What a choice is made from: one call of `dot_product_attention`."""
+    """What a choice is made from: one call of `dot_product_attention`, and the devices that it is traced for."""
 
     T: int  # queries
     S: int  # keys
+    N: int = 12  # heads, of all devices
+    H: int = 64  # size of a head
+    B: int = 1  # rows, of all devices
+    dtype: str = "float32"
+    window: int | None = None
     dropout: bool = False  # whether probabilities are dropped
     platform: str = "cpu"  # ops.platform.Target's
+    kind: str = "cpu"
+    heads_split: int = 1  # parts that the mesh splits heads into
+    rows_split: int = 1
 
 
-def _everything(call: Call) -> str | None:
+def _xla_lacks(call: Call) -> str | None:
     return None
+
+
+def _pallas_tpu_lacks(call: Call) -> str | None:
+    if call.platform != "tpu":
+        return f"implementation: it needs a TPU, and this is traced for {call.platform}"
+    if call.dropout:
+        return "dropout_rate: it drops no probabilities; 'reference' and 'xla_chunked' do"
+    if call.H not in (64, 128):
+        return f"q_BTNH: heads of {call.H}; it has tiles for 64 and 128"
+    if call.dtype not in ("bfloat16", "float32"):
+        return f"q_BTNH: {call.dtype}; it computes bfloat16 and float32"
+    if call.N % call.heads_split:
+        return f"q_BTNH: {call.N} heads do not divide among the mesh's {LETTERS['N']} = {call.heads_split}"
+    if call.N // call.heads_split * call.H % 128:
+        return f"q_BTNH: {call.N // call.heads_split} heads of 64 on a device; it takes two together"
+    if call.B % call.rows_split:
+        return f"q_BTNH: {call.B} rows do not divide among the mesh's {' × '.join(BATCH_AXES)} = {call.rows_split}"
+    return None
+
+
+def _cudnn_lacks(call: Call) -> str | None:
+    if call.platform != "gpu":
+        return f"implementation: it needs a GPU, and this is traced for {call.platform}"
+    if call.dropout:
+        return "dropout_rate: it would draw other bits on another mesh; 'reference' and 'xla_chunked' do not"
+    if call.H % 8 or call.H > 128:
+        return f"q_BTNH: heads of {call.H}; it takes multiples of 8 up to 128"
+    if call.dtype not in ("bfloat16", "float16"):
+        return f"q_BTNH: {call.dtype}; it computes bfloat16 and float16"
+    return gpu.without_cudnn()
+
+
+def _pallas_tpu(*arrays: jax.Array, **static: Any) -> jax.Array:
+    from jaxbert.ops.attention import pallas_tpu  # with Pallas, which only a TPU needs
+
+    return pallas_tpu.attention(*arrays, **static)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +78,16 @@ class Implementation:
     """A way to compute attention."""
 
     compute: Callable[..., jax.Array]  # as reference.attention
-    lacks: Callable[[Call], str | None] = _everything  # "ARGUMENT: what it would need", or None: it serves the call
+    lacks: Callable[[Call], str | None] = _xla_lacks  # "ARGUMENT: what it would need", or None: it serves the call
 
+
+KERNEL_FROM = 1024  # tokens
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(reference.attention),
     "xla_chunked": Implementation(xla_chunked.attention),
+    "pallas_tpu": Implementation(_pallas_tpu, _pallas_tpu_lacks),
+    "cudnn": Implementation(gpu.cudnn, _cudnn_lacks),
 }
 
 
@@ -67,14 +117,15 @@ def dot_product_attention(
       scale: of the scores; None: 1 / √H.
       dropout_rate: of the probabilities, in [0, 1); above 0 it needs `key`. Only "reference" and "xla_chunked" drop, so
         a call with dropout goes to them, on every device. They draw different bits.
-      implementation: "reference" (keeps T × S scores), "xla_chunked" (memory linear in T); None: `choose`.
+      implementation: "reference" (keeps T × S scores), "xla_chunked" (memory linear in T), "pallas_tpu" (the same, and
+        tiles between documents cost nothing; heads of 64 or 128), "cudnn" (NVIDIA, bfloat16); None: `choose`.
 
     Returns:
       (B, T, N, H) in the dtype of `q_BTNH`. Raises ValueError for shapes, dtypes and numbers that do not fit together,
       and for an implementation that does not exist or cannot serve the call.
     """
     q_segment_ids_BT, k_segment_ids_BS = _checked(q_BTNH, k_BSNH, v_BSNH, segment_ids, window, dropout_rate, key)
-    call = Call(q_BTNH.shape[1], k_BSNH.shape[1], dropout_rate > 0, target().platform)
+    call = _call(q_BTNH, k_BSNH, window, dropout_rate)
     implementation = implementation or choose(call)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"no implementation {implementation!r} of attention; there are {', '.join(IMPLEMENTATIONS)}")
@@ -95,11 +146,26 @@ def dot_product_attention(
 def choose(call: Call) -> str:
     """The implementation for a call.
 
-    Up to 1,024 tokens keeping the scores is as fast or faster (tools/bench_attention.py, two cores with AVX-512: chunks
-    have 0.95 × its throughput at 512, 0.9 × at 1,024; with dropout 1.0 × and 0.67 ×). Beyond, their memory decides:
-    alone, chunks have 0.95 × (0.7 ×) at 2,048, in a training step 1.28 × (tools/bench_encoders.py).
+    On TPUs the kernel from KERNEL_FROM on, on GPUs cuDNN, where they serve the call; else one of XLA's, of which the
+    reference up to 1,024 tokens: keeping the scores is as fast or faster (tools/bench_attention.py, two cores with
+    AVX-512: chunks have 0.95 × its throughput at 512, 0.9 × at 1,024; with dropout 1.0 × and 0.67 ×). Beyond, their
+    memory decides: alone, chunks have 0.95 × (0.7 ×) at 2,048, in a training step 1.28 × (tools/bench_encoders.py).
     """
-    return "reference" if call.T * call.S <= 1024 * 1024 else "xla_chunked"
+    scores = call.T * call.S
+    if not _pallas_tpu_lacks(call) and scores >= KERNEL_FROM**2:
+        return "pallas_tpu"
+    if not _cudnn_lacks(call):
+        return "cudnn"
+    return "reference" if scores <= 1024 * 1024 else "xla_chunked"
+
+
+def _call(q_BTNH: jax.Array, k_BSNH: jax.Array, window: int | None, dropout_rate: float) -> Call:
+    (B, T, N, H), S, devices = q_BTNH.shape, k_BSNH.shape[1], target()
+    mesh = jax.sharding.get_abstract_mesh()
+    rows, heads = (
+        math.prod(mesh.shape[axis] for axis in axes if axis in mesh.auto_axes) for axes in (BATCH_AXES, (LETTERS["N"],))
+    )
+    return Call(T, S, N, H, B, q_BTNH.dtype.name, window, dropout_rate > 0, devices.platform, devices.kind, heads, rows)
 
 
 def _checked(
