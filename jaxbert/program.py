@@ -152,7 +152,9 @@ class Program:
     executions: dict[str, int] = dataclasses.field(default_factory=dict)  # of each computation that a step runs
     unknown_trips: list[str] = dataclasses.field(default_factory=list)
     fused: set[str] = dataclasses.field(default_factory=set)  # computations inside fusions
-    loops: dict[str, tuple[Instruction, Computation]] = dataclasses.field(default_factory=dict)  # body → its loop, where
+    loops: dict[str, tuple[Instruction, Computation]] = dataclasses.field(
+        default_factory=dict
+    )  # body → its loop, where
 
     def scheduled(self) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction that is run by itself, not within a fusion, with its computation and executions."""
