@@ -5,7 +5,7 @@ head sizes below the matrix unit's width:
 
 - Arrays stay (B, T, N·H), as projections write them; a grid step takes 128 lanes: two heads of 64, or one of 128. For
   scores the other head's lanes of one operand are zeroed instead of cut out, which costs the matrix unit nothing.
-- Scores lie transposed, keys on sublanes and queries on lanes. A query's statistics are then a lane of one row, the sums
+- Scores lie transposed, keys on sublanes and queries on lanes. A query's statistics are then a lane of one row, sums
   over keys need no lane shuffles, and in `vᵀ p` the probabilities are what the matrix unit holds: only a head's own 64
   rows stream through it, so that it is not half idle there.
 - Data-dependent skipping: `visits.table` goes to scalar memory before a grid step, whose loops run along it.
@@ -25,6 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
 from jaxbert.ops.attention import visits
+from jaxbert.ops.attention.tiles import Tiles, chosen
 from jaxbert.ops.attention.visits import UNIT
 from jaxbert.sharding import BATCH_AXES, LETTERS, local_axes
 
@@ -32,19 +33,6 @@ LANES = 128
 LOG2_E = math.log2(math.e)
 MASKED = -2.0e38  # of a pair that is not allowed; below LEAST by more than any exponent
 LEAST = -1.0e38  # the largest score of a query that has met no key
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """Sizes in tokens, multiples of 128. They are upper limits: the kernel takes what divides a row's length."""
-
-    q_block: int = 512  # queries of a forward grid step
-    k_chunk: int = 512  # keys that it takes at once where no mask is needed
-    k_major: int = 8192  # keys that lie in VMEM
-    k_block: int = 512  # keys of a backward grid step
-    q_chunk: int = 512
-    q_major: int = 8192
-    vmem: int = 64 * 2**20  # bytes that a kernel may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +69,7 @@ def attention(
       q_BTNH, k_BSNH, v_BSNH: bfloat16 or float32, of one dtype; scores, softmax and sums run in float32.
       q_segment_ids_BT, k_segment_ids_BS: integers ≥ 0; tiles are skipped best where they increase along a row.
       window: None: any distance; otherwise T = S and |t − s| ≤ window // 2 is seen.
-      tiles: None: what `TILES` has for the devices.
+      tiles: None: what `tiles.chosen` has for the devices.
       interpret: True, or pltpu.InterpretParams(): on a CPU.
 
     Returns:
@@ -92,7 +80,7 @@ def attention(
     if missing := lacks(q_BTNH, k_BSNH):
         raise ValueError(f"attention: the TPU kernel cannot serve this call: {missing}")
     B, T, N, H = q_BTNH.shape
-    static = Static(H, scale, window, tiles or Tiles(), interpret)
+    static = Static(H, scale, window, tiles or chosen(q_BTNH.dtype.itemsize), interpret)
     q_BTE, k_BSE, v_BSE = (_padded(x.reshape(*x.shape[:2], N * H)) for x in (q_BTNH, k_BSNH, v_BSNH))
     ids = (_padded(q_segment_ids_BT.astype(jnp.int32)), _padded(k_segment_ids_BS.astype(jnp.int32)))
     return _attention(static, q_BTE, k_BSE, v_BSE, *ids)[:, :T].reshape(B, T, N, H)
@@ -147,14 +135,14 @@ def computed_entries(
 
     From the very tables that the kernels walk along. Arguments as in `attention`.
     """
-    ids = [_padded(jnp.asarray(ids, jnp.int32)) for ids in (q_segment_ids_BT, k_segment_ids_BS)]
-    lengths, (visited, whole) = (ids[0].shape[1], ids[1].shape[1]), visits.needed(*ids, window)
-    counts = []
-    for make_plan, swap in ((forward_plan, False), (backward_plan, True)):
-        plan = make_plan(*lengths, tiles or Tiles())
-        given = (x.swapaxes(1, 2) if swap else x for x in (visited, whole))
-        counts.append(int(visits.computed_entries(visits.table(*given, plan), plan)))
-    return counts[0], counts[1]
+    q_ids_BT, k_ids_BS = (_padded(jnp.asarray(ids, jnp.int32)) for ids in (q_segment_ids_BT, k_segment_ids_BS))
+    (T, S), tiles = (q_ids_BT.shape[1], k_ids_BS.shape[1]), tiles or chosen(2)
+    visited, whole = visits.needed(q_ids_BT, k_ids_BS, window)
+    forward, backward = forward_plan(T, S, tiles), backward_plan(T, S, tiles)
+    return (
+        int(visits.computed_entries(visits.table(visited, whole, forward), forward)),
+        int(visits.computed_entries(visits.table(visited.swapaxes(1, 2), whole.swapaxes(1, 2), backward), backward)),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -222,6 +210,11 @@ def _own_lanes(x_TE: jax.Array, head: int, static: Static) -> jax.Array:
 def _units(ref: Any, first: Any, count: int, rows: slice = slice(None)) -> jax.Array:
     """`count` units of a reference (units, rows, 128), side by side on the lanes."""
     return jnp.concatenate([ref[first + n, rows] for n in range(count)], axis=1)
+
+
+def _put_units(ref: Any, first: Any, row: int, x_1T: jax.Array) -> None:
+    for n in range(x_1T.shape[1] // UNIT):
+        ref[first + n, pl.ds(row, 1)] = x_1T[:, n * UNIT : (n + 1) * UNIT]
 
 
 def _add_units(ref: Any, first: Any, rows: slice, x: jax.Array) -> None:
@@ -363,12 +356,12 @@ def _forward_kernel(
         def _(unit: Any) -> None:
             v_units[unit] = v_SE[pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)].T
 
-    def update(units: list[Any], unit: Any, count: int, masked: bool) -> None:
-        """These units of queries and `count` units of keys."""
+    def update(units: list[Any], width: int, unit: Any, count: int, masked: bool) -> None:
+        """`width` units of queries from each of these, and `count` units of keys."""
         k = k_SE[pl.ds(pl.multiple_of(unit * UNIT, UNIT), count * UNIT)]
 
         def scores(own: Any, head: int) -> jax.Array:
-            q = own_q_HTE[head, pl.ds(pl.multiple_of(own * UNIT, UNIT), UNIT)]
+            q = own_q_HTE[head, pl.ds(pl.multiple_of(own * UNIT, UNIT), width * UNIT)]
             scores_ST = _product(k, q, (1, 1)) * factor
             if not masked:
                 return scores_ST
@@ -376,22 +369,26 @@ def _forward_kernel(
             return jnp.where(_allowed(static, q_ids[own], k_ids[unit], q_first, k_first), scores_ST, MASKED)
 
         def add(own: Any, head: int, scores_ST: jax.Array) -> None:
-            at, of_sum, rows = pl.ds(head, 1), pl.ds(heads + head, 1), slice(head * H, (head + 1) * H)
-            largest = statistics[own, at]
+            rows = slice(head * H, (head + 1) * H)
+            largest = _units(statistics, own, width, slice(head, head + 1))
+            total = _units(statistics, own, width, slice(heads + head, heads + head + 1))
             larger = jnp.maximum(largest, jnp.max(scores_ST, axis=0, keepdims=True))
             p_ST = jnp.exp2(scores_ST - larger)
             shrink = jnp.exp2(largest - larger)
-            statistics[own, at] = larger
-            statistics[own, of_sum] = statistics[own, of_sum] * shrink + jnp.sum(p_ST, axis=0, keepdims=True)
+            _put_units(statistics, own, head, larger)
+            _put_units(statistics, own, heads + head, total * shrink + jnp.sum(p_ST, axis=0, keepdims=True))
             new = _product(_units(v_units, unit, count, rows), p_ST.astype(v_SE.dtype), (1, 0))
-            sums[own, rows] = sums[own, rows] * shrink + new
+            for n in range(width):
+                columns = slice(n * UNIT, (n + 1) * UNIT)
+                sums[own + n, rows] = sums[own + n, rows] * shrink[:, columns] + new[:, columns]
 
         _overlapped([(own, head) for own in units for head in range(heads)], scores, add)
 
     def chunk(first: Any) -> None:
-        update(list(range(plan.block)), first, plan.chunk, masked=False)
+        width = math.gcd(plan.block, static.tiles.width // UNIT)
+        update(list(range(0, plan.block, width)), width, first, plan.chunk, masked=False)
 
-    _walk(table, step, plan, chunk, lambda own, unit: update([own], unit, 1, masked=True))
+    _walk(table, step, plan, chunk, lambda own, unit: update([own], 1, unit, 1, masked=True))
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _() -> None:
@@ -527,12 +524,12 @@ def _backward_kernel(
     for own in range(plan.block):
         k_units[own] = k_SE[pl.ds(own * UNIT, UNIT)].T
 
-    def update(own: Any, count: int, units: list[Any], masked: bool) -> None:
-        """`count` units of keys and these units of queries."""
+    def update(own: Any, count: int, units: list[Any], width: int, masked: bool) -> None:
+        """`count` units of keys, and `width` units of queries from each of these."""
         keys = pl.ds(pl.multiple_of(own * UNIT, UNIT), count * UNIT)
 
         def products(unit: Any, head: int) -> tuple[jax.Array, jax.Array]:
-            queries = pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)
+            queries = pl.ds(pl.multiple_of(unit * UNIT, UNIT), width * UNIT)
             scores_ST = _product(own_k_HSE[head, keys], q_TE[queries], (1, 1)) * factor
             dp_ST = _product(own_v_HSE[head, keys], gradient_TE[queries], (1, 1))
             if masked:
@@ -544,18 +541,21 @@ def _backward_kernel(
         def add(unit: Any, head: int, ready: tuple[jax.Array, jax.Array]) -> None:
             scores_ST, dp_ST = ready
             rows = slice(head * H, (head + 1) * H)
-            p_ST = jnp.exp2(scores_ST - statistics[unit, pl.ds(head, 1)])
-            ds_ST = (p_ST * (dp_ST - statistics[unit, pl.ds(heads + head, 1)])).astype(q_TE.dtype)
-            _add_units(dv_units, own, rows, _product(gradient_units[unit, rows], p_ST.astype(q_TE.dtype), (1, 1)))
-            _add_units(dk_units, own, rows, _product(q_units[unit, rows], ds_ST, (1, 1)))
-            dq_units[unit, rows] += _product(_units(k_units, own, count, rows), ds_ST, (1, 0))
+            log_sum, inner = (_units(statistics, unit, width, slice(n, n + 1)) for n in (head, heads + head))
+            p_ST = jnp.exp2(scores_ST - log_sum)
+            ds_ST = (p_ST * (dp_ST - inner)).astype(q_TE.dtype)
+            p_ST, q, g = p_ST.astype(q_TE.dtype), *(_units(x, unit, width, rows) for x in (q_units, gradient_units))
+            _add_units(dv_units, own, rows, _product(g, p_ST, (1, 1)))
+            _add_units(dk_units, own, rows, _product(q, ds_ST, (1, 1)))
+            _add_units(dq_units, unit, rows, _product(_units(k_units, own, count, rows), ds_ST, (1, 0)))
 
         _overlapped([(unit, head) for unit in units for head in range(heads)], products, add)
 
     def chunk(first: Any) -> None:
-        update(0, plan.block, [first + n for n in range(plan.chunk)], masked=False)
+        width = math.gcd(plan.chunk, static.tiles.width // UNIT)
+        update(0, plan.block, [first + n for n in range(0, plan.chunk, width)], width, masked=False)
 
-    _walk(table, step, plan, chunk, lambda own, unit: update(own, 1, [unit], masked=True))
+    _walk(table, step, plan, chunk, lambda own, unit: update(own, 1, [unit], 1, masked=True))
 
     for own in range(plan.block):
         rows = pl.ds(own * UNIT, UNIT)
