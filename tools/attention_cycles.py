@@ -22,6 +22,7 @@ from jaxbert import cycles
 from jaxbert.chips import Chip, open_topology
 
 HEADS, HEAD_SIZE = 8, 64
+TOKENS = 4096  # of a batch: rows × length, at least one row; one row of 512 alone would keep its scores in VMEM
 LIBRARY_TILES = (256, 512, 1024)  # beside the 128 that flash ships with
 DOCUMENTS = 16, 400  # tokens of a packed row's documents, uniformly
 
@@ -48,15 +49,20 @@ class Cost:
     temporaries: int
 
 
+def rows_of(length: int) -> int:
+    """Rows of a batch."""
+    return max(1, TOKENS // length)
+
+
 def packed(length: int) -> np.ndarray:
-    """Segment ids of a row that documents of random lengths fill, the same ones every time; (1, length) int32."""
-    random, ids, document = np.random.default_rng(0), np.zeros((1, length), np.int32), 0
-    start = 0
-    while start < length:
-        document += 1
-        size = int(random.integers(*DOCUMENTS))
-        ids[0, start : start + size] = document
-        start += size
+    """Segment ids of rows that documents of random lengths fill, the same ones every time; (rows, length) int32."""
+    random, ids = np.random.default_rng(0), np.zeros((rows_of(length), length), np.int32)
+    for row in ids:
+        start, document = 0, 0
+        while start < length:
+            document, size = document + 1, int(random.integers(*DOCUMENTS))
+            row[start : start + size] = document
+            start += size
     return ids
 
 
@@ -140,21 +146,23 @@ class Compiler:
         self.mesh = jax.sharding.Mesh(np.array(devices[:1]), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def compile(self, contestant: Contestant, length: int, backward: bool) -> tuple[list[cycles.Program], Any]:
-        """Its machine programs and the executable, of one row."""
+        """Its machine programs and the executable."""
         import jax
         import jax.numpy as jnp
 
+        rows = rows_of(length)
+
         def forward(q: Any, k: Any, v: Any, ids: Any) -> Any:
-            q, k, v = (x.reshape(1, length, HEADS, HEAD_SIZE) for x in (q, k, v))
-            return contestant.call(q, k, v, ids).reshape(1, length, HEADS * HEAD_SIZE)
+            q, k, v = (x.reshape(rows, length, HEADS, HEAD_SIZE) for x in (q, k, v))
+            return contestant.call(q, k, v, ids).reshape(rows, length, HEADS * HEAD_SIZE)
 
         def both(q: Any, k: Any, v: Any, ids: Any, g: Any) -> Any:
             out, pull = jax.vjp(lambda q, k, v: forward(q, k, v, ids), q, k, v)
             return out, pull(g)
 
         place = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        x = jax.ShapeDtypeStruct((1, length, HEADS * HEAD_SIZE), jnp.bfloat16, sharding=place)
-        ids = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=place)
+        x = jax.ShapeDtypeStruct((rows, length, HEADS * HEAD_SIZE), jnp.bfloat16, sharding=place)
+        ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=place)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         with jax.set_mesh(self.mesh):
@@ -162,10 +170,17 @@ class Compiler:
         return cycles.read(self.folder), compiled
 
 
-def cost(contestant: Contestant, programs: list[cycles.Program], compiled: Any, chip: Chip, ids: np.ndarray) -> Cost:
+def cost(
+    contestant: Contestant,
+    programs: list[cycles.Program],
+    compiled: Any,
+    chip: Chip,
+    ids: np.ndarray,
+    window: int | None,
+) -> Cost:
     """Of a compiled program on a row of these segment ids."""
-    executions = _in_loops(compiled.as_text(), *_block_visits(ids)) if contestant.chunked else None
-    trips = _kernel_trips(ids) if contestant.kernel else {}
+    executions = _in_loops(compiled.as_text(), *_block_visits(ids, window)) if contestant.chunked else None
+    trips = _kernel_trips(ids, window) if contestant.kernel else {}
 
     def rows(*counts: int) -> dict[str, cycles.Row]:
         def supplied(program: cycles.Program, number: int) -> int:
@@ -190,12 +205,12 @@ def _parts(row: cycles.Row) -> np.ndarray:
     return np.array([row.bundles, row.matrix, row.hbm, row.runs * row.work.slots["SPILL"]])
 
 
-def _kernel_trips(ids: np.ndarray) -> dict[str, tuple[float, float]]:
+def _kernel_trips(ids: np.ndarray, window: int | None) -> dict[str, tuple[float, float]]:
     """Kernel's name → mean trips of its two loops that depend on data: whole chunks, and single tiles of a unit."""
     from jaxbert.ops.attention import pallas_tpu, visits
 
     tiles, length = pallas_tpu.Tiles(), ids.shape[1]
-    visited, whole = visits.needed(ids, ids, None)
+    visited, whole = visits.needed(ids, ids, window)
     found = {}
     for name, plan in (
         ("attention_forward", pallas_tpu.forward_plan),
@@ -206,12 +221,13 @@ def _kernel_trips(ids: np.ndarray) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _block_visits(ids: np.ndarray) -> tuple[int, int]:
+def _block_visits(ids: np.ndarray, window: int | None) -> tuple[int, int]:
     """Blocks of queries that xla_chunked walks along, and blocks of scores that it computes."""
     from jaxbert.ops.attention import xla_chunked
 
-    blocks = xla_chunked._segment_blocks(ids, xla_chunked.BLOCK)
-    first, stop = xla_chunked._needed(blocks, blocks, None)
+    block = xla_chunked.BLOCK if window is None else xla_chunked.WINDOW_BLOCK
+    blocks = xla_chunked._segment_blocks(ids, block)
+    first, stop = xla_chunked._needed(blocks, blocks, window)
     return len(first), int(np.sum(stop - first))
 
 
@@ -248,8 +264,11 @@ def table(topology: str, lengths: list[int], window: int | None) -> Iterator[dic
                     yield {**line, "refused": f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"}
                     continue
                 depends = contestant.kernel or contestant.chunked
-                rows = {"dense": np.ones((1, length), np.int32), **({"packed": packed(length)} if depends else {})}
+                rows = {
+                    "dense": np.ones((rows_of(length), length), np.int32),
+                    **({"packed": packed(length)} if depends else {}),
+                }
                 for kind, ids in rows.items():
-                    found = cost(contestant, programs, compiled, compiler.chip, ids)
+                    found = cost(contestant, programs, compiled, compiler.chip, ids, window)
                     yield {**line, "rows": kind if depends else "any", **dataclasses.asdict(found)}
     shutil.rmtree(compiler.folder, ignore_errors=True)

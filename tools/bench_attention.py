@@ -1,6 +1,10 @@
 """Speed and memory of attention, forward and backward, by length: where `choose` should pass from one to the other.
 
     python tools/bench_attention.py [--lengths 128 512 2048] [--dropout=0.1] [--block 256 512] [--json=FILE]
+    python tools/bench_attention.py --topology=v5e:2x2 [--lengths 512 2048] [--window=128] [--json=FILE]
+
+The second form runs nothing: it compiles for one device of a topology and prints static cycles (attention_cycles.py).
+The first runs here:
 
 Every implementation of ours, and jax.nn.dot_product_attention (without dropout, which it lacks), on full rows of one
 document. A batch holds the same number of tokens at every length. Contestants take turns, a call each; tokens a second
@@ -16,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attention_cycles
 import jax
 import jax.numpy as jnp
 from bench_train import machine, measure, show
@@ -24,6 +29,8 @@ from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.ops.attention import api, xla_chunked
 
 HEADS, HEAD_SIZE = 4, 64
+XLA = ("reference", "xla_chunked")
+LENGTHS = [128, 256, 512, 1024, 2048, 4096, 8192]
 
 
 def contestants(dropout: float, window: int | None, blocks: list[int]) -> dict[str, Callable[..., jax.Array]]:
@@ -31,7 +38,7 @@ def contestants(dropout: float, window: int | None, blocks: list[int]) -> dict[s
     arguments: dict[str, Any] = {"scale": 1.0 / math.sqrt(HEAD_SIZE), "window": window}
     if dropout:
         arguments |= {"dropout_rate": dropout, "key": jax.random.key(0)}
-    named = {name: functools.partial(i.compute, **arguments) for name, i in api.IMPLEMENTATIONS.items()}
+    named = {name: functools.partial(api.IMPLEMENTATIONS[name].compute, **arguments) for name in XLA}
     for block in blocks:
         named[f"xla_chunked {block}"] = functools.partial(xla_chunked.attention, block=block, **arguments)
     if not dropout and window is None:
@@ -71,32 +78,54 @@ def bench(length: int, tokens: int, calls: int, dtype: str, named: dict[str, Any
         lines.append(measure(f"T={length}: {name}", [batch * length / s for s in seconds[name]], "tokens/s"))
         memory = program.memory_analysis().temp_size_in_bytes / 2**20
         lines.append(measure(f"T={length}: {name}, temporaries", [memory], "MiB"))
-    chosen, ours = api.choose(api.Call(length, length)), list(api.IMPLEMENTATIONS)
+    chosen, ours = api.choose(api.Call(length, length)), XLA
     best = min(ours, key=lambda name: sorted(seconds[name])[calls // 2])
     ratio = [theirs / mine for theirs, mine in zip(seconds[best], seconds[chosen], strict=True)]
     lines.append(measure(f"T={length}: chosen ({chosen}) / best of ours ({best})", ratio, "ratio", 0.9))
     return lines
 
 
+def cycles_table(topology: str, lengths: list[int], window: int | None, json_file: Path | None) -> None:
+    """Prints attention_cycles.table; `least` sums each program's largest of bundles, matrix unit and HBM."""
+    lines = []
+    names = ("least", "bundles", "matrix", "hbm", "spills")
+    print(f"{topology}, cycles: they rank and are no speed")
+    print(f"{'T':>6} {'pass':<8} {'':<28} {'rows':<7}" + "".join(f"{name:>12}" for name in names) + f"{'MiB':>8}")
+    for line in attention_cycles.table(topology, lengths, window):
+        lines.append(line)
+        head = f"{line['T']:>6} {line['pass']:<8} {line['name']:<28}"
+        if "refused" in line:
+            print(f"{head} {line['refused']}", flush=True)
+            continue
+        numbers = "".join(f"{line[name]:>12,.0f}" for name in names)
+        print(f"{head} {line['rows']:<7}{numbers}{line['temporaries'] / 2**20:>8.1f}", flush=True)
+    if json_file:
+        json_file.write_text(json.dumps({"topology": topology, "measures": lines}, indent=2) + "\n")
+
+
 def main() -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch")
     parser.add_argument("--calls", type=int, default=7)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--window", type=int, help="local attention, as in the api")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--block", type=int, nargs="*", default=[], help="further sizes of xla_chunked's blocks")
+    parser.add_argument("--topology", help="compile for it and count cycles: v5e:2x2, v6e:2x2, …")
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
+    if flags.topology:
+        cycles_table(flags.topology, flags.lengths or [512, 2048], flags.window, flags.json)
+        return
     if computes_on_cpu():  # as the loop does
         keep_freed_memory()
     results: list[dict[str, Any]] = []
     print(f"{jax.devices()[0].device_kind}, {HEADS} heads of {HEAD_SIZE}, {flags.tokens} tokens, {flags.dtype}")
     print(f"{'':70s} {'median':>10s}  {'low':>10s}  {'high':>10s}")
     for dropout in flags.dropout:
-        for length in flags.lengths:
+        for length in flags.lengths or LENGTHS:
             lines = bench(
                 length, flags.tokens, flags.calls, flags.dtype, contestants(dropout, flags.window, flags.block)
             )

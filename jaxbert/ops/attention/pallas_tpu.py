@@ -182,7 +182,7 @@ def _locally(static: Static, call: Any, q_BTE: jax.Array, arrays: tuple[jax.Arra
         call,
         in_specs=tuple(specs[letter] for letter in ins),
         out_specs=tuple(specs[letter] for letter in outs),
-        axis_names={*rows, *heads},
+        axis_names=set(jax.sharding.get_abstract_mesh().auto_axes),  # those of one device too: Mosaic wants all
         check_vma=False,  # pallas_call declares no varying axes of its results
     )(*arrays)
 
