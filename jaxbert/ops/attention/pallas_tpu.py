@@ -140,6 +140,23 @@ def backward_plan(T: int, S: int, tiles: Tiles) -> visits.Plan:
     return _plan(S, T, tiles.k_block, tiles.q_chunk, tiles.q_major)
 
 
+def computed_entries(
+    q_segment_ids_BT: Any, k_segment_ids_BS: Any, *, window: int | None = None, tiles: Tiles | None = None
+) -> tuple[int, int]:
+    """Score entries that the forward and the backward kernel compute for one head of these rows.
+
+    From the very tables that the kernels walk along. Arguments as in `attention`.
+    """
+    ids = [_padded(jnp.asarray(ids, jnp.int32)) for ids in (q_segment_ids_BT, k_segment_ids_BS)]
+    lengths, (visited, whole) = (ids[0].shape[1], ids[1].shape[1]), visits.needed(*ids, window)
+    counts = []
+    for make_plan, swap in ((forward_plan, False), (backward_plan, True)):
+        plan = make_plan(*lengths, tiles or Tiles())
+        given = (x.swapaxes(1, 2) if swap else x for x in (visited, whole))
+        counts.append(int(visits.computed_entries(visits.table(*given, plan), plan)))
+    return counts[0], counts[1]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(static: Static, *arrays: jax.Array) -> jax.Array:
     return _forward(static, *arrays)[0]
@@ -198,7 +215,8 @@ def _own_lanes(x_TE: jax.Array, head: int, static: Static) -> jax.Array:
     if static.heads == 1:
         return x_TE
     lane = jax.lax.broadcasted_iota(jnp.int32, x_TE.shape, 1)
-    return jnp.where(lane // static.head_size == head, x_TE, jnp.zeros_like(x_TE))
+    own = (lane >= head * static.head_size) & (lane < (head + 1) * static.head_size)
+    return jnp.where(own, x_TE, jnp.zeros_like(x_TE))
 
 
 def _units(ref: Any, first: Any, count: int, rows: slice = slice(None)) -> jax.Array:
@@ -238,6 +256,15 @@ def _walk(table: Any, step: Any, plan: visits.Plan, chunk: Any, tile: Any) -> No
         def _(n: Any) -> None:
             unit = start + n
             tile(own, jnp.where(unit >= first, unit + count * plan.chunk, unit))
+
+
+def _overlapped(items: list[Any], first: Any, second: Any) -> None:
+    """`second(*item, first(*item))` of each, written so that the next one's `first` (matrix unit) hides behind it."""
+    ready = first(*items[0])
+    for item, after in zip(items, [*items[1:], None], strict=True):
+        coming = None if after is None else first(*after)
+        second(*item, ready)
+        ready = coming
 
 
 # Forward
@@ -336,33 +363,35 @@ def _forward_kernel(
         def _(unit: Any) -> None:
             v_units[unit] = v_SE[pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)].T
 
-    def update(own: Any, unit: Any, count: int, masked: bool) -> None:
-        """One unit of queries and `count` units of keys."""
+    def update(units: list[Any], unit: Any, count: int, masked: bool) -> None:
+        """These units of queries and `count` units of keys."""
         k = k_SE[pl.ds(pl.multiple_of(unit * UNIT, UNIT), count * UNIT)]
-        if masked:
-            q_first, k_first = (i * plan.block + own) * UNIT, (table[step] * plan.major + unit) * UNIT
-            allowed = _allowed(static, q_ids[own], k_ids[unit], q_first, k_first)
-        for head in range(heads):
+
+        def scores(own: Any, head: int) -> jax.Array:
             q = own_q_HTE[head, pl.ds(pl.multiple_of(own * UNIT, UNIT), UNIT)]
             scores_ST = _product(k, q, (1, 1)) * factor
-            if masked:
-                scores_ST = jnp.where(allowed, scores_ST, MASKED)
-            at, of_sum = pl.ds(head, 1), pl.ds(heads + head, 1)
+            if not masked:
+                return scores_ST
+            q_first, k_first = (i * plan.block + own) * UNIT, (table[step] * plan.major + unit) * UNIT
+            return jnp.where(_allowed(static, q_ids[own], k_ids[unit], q_first, k_first), scores_ST, MASKED)
+
+        def add(own: Any, head: int, scores_ST: jax.Array) -> None:
+            at, of_sum, rows = pl.ds(head, 1), pl.ds(heads + head, 1), slice(head * H, (head + 1) * H)
             largest = statistics[own, at]
             larger = jnp.maximum(largest, jnp.max(scores_ST, axis=0, keepdims=True))
             p_ST = jnp.exp2(scores_ST - larger)
             shrink = jnp.exp2(largest - larger)
             statistics[own, at] = larger
             statistics[own, of_sum] = statistics[own, of_sum] * shrink + jnp.sum(p_ST, axis=0, keepdims=True)
-            rows = slice(head * H, (head + 1) * H)
             new = _product(_units(v_units, unit, count, rows), p_ST.astype(v_SE.dtype), (1, 0))
             sums[own, rows] = sums[own, rows] * shrink + new
 
-    def chunk(first: Any) -> None:
-        for own in range(plan.block):
-            update(own, first, plan.chunk, masked=False)
+        _overlapped([(own, head) for own in units for head in range(heads)], scores, add)
 
-    _walk(table, step, plan, chunk, lambda own, unit: update(own, unit, 1, masked=True))
+    def chunk(first: Any) -> None:
+        update(list(range(plan.block)), first, plan.chunk, masked=False)
+
+    _walk(table, step, plan, chunk, lambda own, unit: update([own], unit, 1, masked=True))
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _() -> None:
@@ -498,32 +527,35 @@ def _backward_kernel(
     for own in range(plan.block):
         k_units[own] = k_SE[pl.ds(own * UNIT, UNIT)].T
 
-    def update(own: Any, count: int, unit: Any, width: int, masked: bool) -> None:
-        """`count` units of keys and `width` units of queries."""
-        queries = pl.ds(pl.multiple_of(unit * UNIT, UNIT), width * UNIT)
+    def update(own: Any, count: int, units: list[Any], masked: bool) -> None:
+        """`count` units of keys and these units of queries."""
         keys = pl.ds(pl.multiple_of(own * UNIT, UNIT), count * UNIT)
-        q, g = q_TE[queries], gradient_TE[queries]
-        if masked:
-            q_first, k_first = (table[step] * plan.major + unit) * UNIT, (i * plan.block + own) * UNIT
-            allowed = _allowed(static, q_ids[unit], k_ids[own], q_first, k_first)
-        for head in range(heads):
-            rows = slice(head * H, (head + 1) * H)
-            scores_ST = _product(own_k_HSE[head, keys], q, (1, 1)) * factor
+
+        def products(unit: Any, head: int) -> tuple[jax.Array, jax.Array]:
+            queries = pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)
+            scores_ST = _product(own_k_HSE[head, keys], q_TE[queries], (1, 1)) * factor
+            dp_ST = _product(own_v_HSE[head, keys], gradient_TE[queries], (1, 1))
             if masked:
-                scores_ST = jnp.where(allowed, scores_ST, MASKED)
-            p_ST = jnp.exp2(scores_ST - _units(statistics, unit, width, slice(head, head + 1)))
-            dp_ST = _product(own_v_HSE[head, keys], g, (1, 1))
-            ds_ST = p_ST * (dp_ST - _units(statistics, unit, width, slice(heads + head, heads + head + 1)))
-            p_ST, ds_ST = p_ST.astype(q.dtype), ds_ST.astype(q.dtype)
-            _add_units(dv_units, own, rows, _product(_units(gradient_units, unit, width, rows), p_ST, (1, 1)))
-            _add_units(dk_units, own, rows, _product(_units(q_units, unit, width, rows), ds_ST, (1, 1)))
-            _add_units(dq_units, unit, rows, _product(_units(k_units, own, count, rows), ds_ST, (1, 0)))
+                q_first, k_first = (table[step] * plan.major + unit) * UNIT, (i * plan.block + own) * UNIT
+                allowed_ST = _allowed(static, q_ids[unit], k_ids[own], q_first, k_first)
+                scores_ST = jnp.where(allowed_ST, scores_ST, MASKED)
+            return scores_ST, dp_ST
+
+        def add(unit: Any, head: int, ready: tuple[jax.Array, jax.Array]) -> None:
+            scores_ST, dp_ST = ready
+            rows = slice(head * H, (head + 1) * H)
+            p_ST = jnp.exp2(scores_ST - statistics[unit, pl.ds(head, 1)])
+            ds_ST = (p_ST * (dp_ST - statistics[unit, pl.ds(heads + head, 1)])).astype(q_TE.dtype)
+            _add_units(dv_units, own, rows, _product(gradient_units[unit, rows], p_ST.astype(q_TE.dtype), (1, 1)))
+            _add_units(dk_units, own, rows, _product(q_units[unit, rows], ds_ST, (1, 1)))
+            dq_units[unit, rows] += _product(_units(k_units, own, count, rows), ds_ST, (1, 0))
+
+        _overlapped([(unit, head) for unit in units for head in range(heads)], products, add)
 
     def chunk(first: Any) -> None:
-        for n in range(plan.chunk):
-            update(0, plan.block, first + n, 1, masked=False)
+        update(0, plan.block, [first + n for n in range(plan.chunk)], masked=False)
 
-    _walk(table, step, plan, chunk, lambda own, unit: update(own, 1, unit, 1, masked=True))
+    _walk(table, step, plan, chunk, lambda own, unit: update(own, 1, [unit], masked=True))
 
     for own in range(plan.block):
         rows = pl.ds(own * UNIT, UNIT)

@@ -32,7 +32,7 @@ class Plan:
 
 
 def needed(q_segment_ids_BT: jax.Array, k_segment_ids_BS: jax.Array, window: int | None) -> tuple[jax.Array, jax.Array]:
-    """Of the tiles of UNIT × UNIT pairs, (B, T / UNIT, S / UNIT) bool: visited, whole. T and S are multiples of UNIT."""
+    """Of the tiles of UNIT × UNIT pairs, (B, T / UNIT, S / UNIT) bool: visited, whole. UNIT divides T and S."""
     (q_low, q_high, q_one), (k_low, k_high, k_one) = (_ranges(ids) for ids in (q_segment_ids_BT, k_segment_ids_BS))
     visited = (q_low[:, :, None] <= k_high[:, None, :]) & (k_low[:, None, :] <= q_high[:, :, None])
     whole = visited & q_one[:, :, None] & k_one[:, None, :]
@@ -58,8 +58,8 @@ def table(visited_BIJ: jax.Array, whole_BIJ: jax.Array, plan: Plan) -> jax.Array
     first unit of whole chunks (of the whole axis J) and their count, then for each unit of the block the first visited
     unit and how many more are visited besides the chunks.
     """
-    B, I, J = visited_BIJ.shape
-    split = (B, I // plan.block, plan.block, J // plan.major, plan.major)
+    rows, owned, others = visited_BIJ.shape
+    split = (rows, owned // plan.block, plan.block, others // plan.major, plan.major)
     visited = visited_BIJ.reshape(split).transpose(0, 1, 3, 2, 4)  # (B, blocks, majors, block, major)
     whole = jnp.all(whole_BIJ.reshape(split), axis=2)  # (B, blocks, majors, major)
     numbers = jnp.arange(plan.major, dtype=jnp.int32)
@@ -69,12 +69,12 @@ def table(visited_BIJ: jax.Array, whole_BIJ: jax.Array, plan: Plan) -> jax.Array
     # The run of whole units ends before the first that is none.
     whole_end = jnp.min(jnp.where(~whole & (numbers >= whole_first[..., None]), numbers, plan.major), axis=-1)
     chunks = jnp.maximum(whole_end - whole_first, 0) // plan.chunk
-    others = jnp.maximum(end - first, 0) - (chunks * plan.chunk)[..., None]
+    rest = jnp.maximum(end - first, 0) - (chunks * plan.chunk)[..., None]
     offset = jnp.arange(split[3], dtype=jnp.int32) * plan.major
     used = jnp.any(visited, axis=(-2, -1))
     majors = jnp.arange(split[3], dtype=jnp.int32)
     loaded = jax.lax.cummax(jnp.where(used, majors, 0), axis=2)
-    runs = jnp.stack([first + offset[:, None], others], axis=-1).reshape(*loaded.shape, 2 * plan.block)
+    runs = jnp.stack([first + offset[:, None], rest], axis=-1).reshape(*loaded.shape, 2 * plan.block)
     head = jnp.stack([loaded, whole_first + offset, chunks], axis=-1)
     return jnp.concatenate([head, runs], axis=-1).astype(jnp.int32)
 
