@@ -8,9 +8,7 @@ and is a lower bound in that sense; it is not a speed.
 
     os.environ.update(cycles.environment(folder))   # before anything loads libtpu
     compiled = jax.jit(step).lower(...).compile()
-    programs = cycles.read(folder)
-    step = cycles.rank(programs, chip, executions=...)
-    print(cycles.table(step))
+    print(cycles.table(cycles.of_compiled(folder, compiled.as_text(), chip)))
 """
 
 import dataclasses
@@ -24,6 +22,8 @@ import numpy as np
 from jaxbert.bundles import Flow, Loop, split
 from jaxbert.chips import Chip
 from jaxbert.errors import BadInput
+from jaxbert.program import Program as Hlo
+from jaxbert.program import parse
 
 KNOWN = "libtpu 0.0.52"  # whose dumps these are
 SLOTS = ("MATMUL", "MATPUSH", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL", "SALU")
@@ -297,6 +297,33 @@ def rank(
             )
         )
     return Step(tuple(sorted(rows, key=lambda row: -row.cycles)), chip, moved, tuple(unmatched))
+
+
+def of_compiled(folder: str | Path, text: str, chip: Chip, *, trips: Trips | None = None) -> Step:
+    """`rank` of the programs in `folder` with what the HLO of the same compile, `text`, says of runs and sources.
+
+    The trips of the loops that the top-level program runs are HLO's too; `trips` is for those of other programs.
+    """
+    hlo, programs = parse(text), read(folder)
+    executions = {i.name: count for _, i, count in hlo.scheduled()}
+    sources = {i.name: "/".join(i.source.split("/")[-2:]) for _, i, _ in hlo.scheduled()}
+    outer = tuple(_loop_trips(hlo, hlo.entry))
+    known = {p.name: outer for p in programs if p.name == BETWEEN and len(p.unknown) == len(outer)}
+    if callable(trips):
+        given = trips
+        trips = lambda p, number: known[p.name][number] if p.name in known else given(p, number)  # noqa: E731
+    else:
+        trips = {**(trips or {}), **known}
+    return rank(programs, chip, executions=executions, sources=sources, trips=trips)
+
+
+def _loop_trips(hlo: Hlo, name: str) -> list[int]:
+    """Trips of the loops of a computation in the order in which they are scheduled, those within one behind it."""
+    found = []
+    for i in hlo.computations[name].instructions.values():
+        if i.opcode == "while" and (body := (i.attribute("body") or "").lstrip("%")) in hlo.executions:
+            found += [hlo.executions[body] // hlo.executions[name], *_loop_trips(hlo, body)]
+    return found
 
 
 def table(step: Step, *, flops: float | None = None, count: int = 20) -> str:

@@ -106,11 +106,29 @@ def test_dumps_of_another_format_are_refused_with_what_was_found(tmp_path: Path)
         cycles.read(tmp_path)
 
 
-def test_the_installed_libtpu_writes_what_is_read_here(tmp_path: Path) -> None:
+def compiled(folder: Path, kernel: str) -> str:
+    """The HLO of a kernel of tests/cycles/make.py that libtpu, in a process of its own, dumped into `folder`."""
     pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu")
-    command = [sys.executable, "-m", "tests.cycles.make", str(tmp_path), "product", "v5e:2x2"]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], env=dict(os.environ), capture_output=True)
+    command = [sys.executable, "-m", "tests.cycles.make", str(folder), kernel, "v5e:2x2"]
+    environment = {**os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], env=environment, capture_output=True)
+    return (folder / "compiled.hlo").read_text()
+
+
+def test_the_installed_libtpu_writes_what_is_read_here(tmp_path: Path) -> None:
+    compiled(tmp_path, "product")
     found = {program.name: program for program in cycles.read(tmp_path)}
     product = found["product.1"]
     assert cycles.BETWEEN in found and product.op_name.endswith("product/pallas_call")
     assert product.work().matrix_rows == 64 and product.work().moved == program("v5e_product").work().moved
+
+
+def test_a_scans_body_runs_as_often_as_the_compiled_program_says(tmp_path: Path) -> None:
+    step = cycles.of_compiled(tmp_path, compiled(tmp_path, "scan"), V5E)
+    (product,) = (row for row in step.rows if row.work.matrix_rows)
+    assert product.runs == 5 and product.work.matrix_rows == 64 and product.source == "cycles/make.py:60"
+    (between,) = (row for row in step.rows if row.program.name == cycles.BETWEEN)
+    (loop,) = between.program.unknown
+    once = between.program.work().cycles
+    assert between.work.cycles == once + 4 * (loop.end - loop.begin + 1)
+    assert not step.unmatched

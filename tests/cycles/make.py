@@ -52,6 +52,14 @@ def sums(counts: Any, x: Any) -> Any:
     return pl.pallas_call(kernel, out_shape=shape, grid_spec=grid, name="sums")(counts, x)
 
 
+def scan(x: Any, w: Any) -> Any:
+    """(64, 128) bfloat16 times each of (5, 128, 128) in turn."""
+    import jax
+    import jax.numpy as jnp
+
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+
 def main(folder: str, name: str, topology: str) -> None:
     """Compile one kernel for a topology into a folder; a process of its own, since libtpu reads its flags once."""
     os.environ.update(cycles.environment(folder))
@@ -63,9 +71,11 @@ def main(folder: str, name: str, topology: str) -> None:
     abstract = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=place)  # noqa: E731
     kernel, arguments = {
         "product": (product, (abstract(jnp.bfloat16, 64, 128), abstract(jnp.bfloat16, 128, 128))),
+        "scan": (scan, (abstract(jnp.bfloat16, 64, 128), abstract(jnp.bfloat16, 5, 128, 128))),
         "sums": (sums, (abstract(jnp.int32, 2), abstract(jnp.float32, 16, 8, 256))),
     }[name]
-    jax.jit(lambda *a: kernel(*a)).lower(*arguments).compile()
+    compiled = jax.jit(lambda *a: kernel(*a)).lower(*arguments).compile()
+    Path(folder, "compiled.hlo").write_text(compiled.as_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":
