@@ -411,12 +411,9 @@ def sweep(planner: Planner) -> Iterator[str]:
 
 def cycle_lines(tried: Attempt, chip: chips.Chip, folder: Path) -> Iterator[str]:
     """The static-cycle table of what was compiled while libtpu dumped into `folder`."""
-    parsed = program.parse(tried.compiled.as_text())
-    runs, sources = {}, {}
-    for _, instruction, count in parsed.scheduled():
-        runs[instruction.name], sources[instruction.name] = count, instruction.source
-    ranked = cycles.rank(cycles.read(folder), chip, executions=runs, sources=sources)
-    yield cycles.table(ranked, flops=costs(tried, parsed, chip).model_flops)
+    text = tried.compiled.as_text()
+    flops = costs(tried, program.parse(text), chip).model_flops
+    yield cycles.table(cycles.of_compiled(folder, text, chip), flops=flops)
 
 
 def record(tried: Attempt, chip: chips.Chip) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 BITS = {"pred": 8, "token": 0, "opaque": 0}  # of an element; for the other types the number in their name says it
+ROOT = Path(__file__).parents[1]  # sources are named from here, as a traceback's reader would look for them
 VMEM = 1  # the memory space S(1) of TPU layouts; 0 is HBM, or a CPU's only memory
 # Instructions that move nothing: they name parts of buffers, run other computations, or end what a start began.
 _FREE = frozenset(
@@ -278,7 +280,7 @@ def _frames(text: str) -> dict[int, str]:
         if line.rstrip() in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
             section = line.rstrip()
         elif section == "FileNames" and (match := re.match(r'(\d+) "(.*)"', line)):
-            files[match[1]] = match[2]
+            files[match[1]] = match[2].rpartition("/site-packages/")[2].removeprefix(f"{ROOT}/")
         elif section == "FileLocations" and (match := _LOCATION.match(line)):
             locations[match[1]] = f"{files.get(match[2], '?')}:{match[3]}"
         elif section == "StackFrames" and (match := _FRAME.match(line)):
