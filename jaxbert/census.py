@@ -1,26 +1,28 @@
 """What a prepared corpus holds that corpus.json does not count: words, lengths, tokens by source, examples.
 
-One pass over documents/ and tokens/, in memory that grows with the vocabulary and the number of sources alone. What it
-finds depends on the corpus alone, not on time, place or the number of workers.
+One pass over documents/ and tokens/, by pieces in the processes of an engine, in memory that grows with the vocabulary
+and the number of sources alone. What it finds depends on the corpus alone, not on time, place or the number of workers.
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxbert.data import packing, source, stages
+from jaxbert.data import engines, packing, source, stages
+from jaxbert.data.engines import Engine
 from jaxbert.data.source import SPLITS
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 
 LONGEST = 1 << 20  # tokens; lengths of documents are counted one by one up to here
 CHUNK = 1 << 22  # tokens looked at at once
+PIECE = 4096  # documents that are counted as one piece
 SENTENCE_WORDS, SENTENCE_CHARACTERS = (6, 16), 120  # what fits an example
 OTHER_CHARACTERS = 4000  # kept of a document that a near duplicate names
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
@@ -46,8 +48,10 @@ class Measured:
         return sum(self.sources.values(), Counter())
 
 
-def measure(directory: Path, corpus: dict[str, Any], tokenizer: TextTokenizer) -> Measured:
-    """One pass over both splits of a prepared corpus, whose corpus.json is `corpus`.
+def measure(
+    directory: Path, corpus: dict[str, Any], tokenizer: TextTokenizer, engine: Engine | None = None
+) -> Measured:
+    """One pass over both splits of a prepared corpus, whose corpus.json is `corpus`. No engine: in this process.
 
     Raises BadInput where documents, tokens and corpus.json do not belong together."""
     size = tokenizer.vocab_size
@@ -66,9 +70,9 @@ def measure(directory: Path, corpus: dict[str, Any], tokenizer: TextTokenizer) -
     for split in SPLITS:
         expected = {**corpus["splits"][split], "tokens": corpus["tokens"][split]}
         stored = packing.TokenFile(directory / "tokens" / split, size)
-        with stages.Progress("report", expected["documents"], "documents") as progress:
-            documents = progress.count(source.read_documents(directory, split), split)
-            found = _count(documents, stored, measured, wanted)
+        lengths, measured.longest = _lengths(stored.offsets, measured.longest)
+        measured.lengths += lengths
+        found = _count(directory, split, expected["documents"], wanted, measured, engine or engines.Local(1))
         for what, count in expected.items():
             if found[what] != count:
                 raise BadInput(
@@ -80,34 +84,65 @@ def measure(directory: Path, corpus: dict[str, Any], tokenizer: TextTokenizer) -
     return measured
 
 
+def _lengths(offsets: np.ndarray, longest: int) -> tuple[np.ndarray, int]:
+    """`lengths` and `longest` (or the given one, if that is longer) of documents that begin at these tokens."""
+    lengths = np.zeros(LONGEST + 1, np.int64)
+    for start in range(0, len(offsets) - 1, CHUNK):
+        tokens = np.diff(offsets[start : start + CHUNK + 1])
+        lengths += np.bincount(np.minimum(tokens, LONGEST), minlength=LONGEST + 1)
+        longest = max(longest, int(tokens.max()))
+    return lengths, longest
+
+
 def _count(
-    documents: Iterable[dict[str, Any]], stored: packing.TokenFile, measured: Measured, wanted: set[str]
+    directory: Path, split: str, documents: int, wanted: set[str], measured: Measured, engine: Engine
 ) -> Counter:
     """Count a split's documents into `measured`, and keep the texts that are `wanted` by id; returns their totals."""
+    pieces = [(first, min(first + PIECE, documents)) for first in range(0, documents, PIECE)] or [(0, 0)]
+    pieces[-1] = (pieces[-1][0], documents + 1)  # are there more than there should be?
+    work = functools.partial(
+        count_piece, directory=directory.absolute(), split=split, vocab_size=len(measured.counts_V), wanted=wanted
+    )
     found: Counter = Counter()
-    for number, document in enumerate(documents):
-        if number + 1 >= len(stored.offsets):
-            found["documents"] += 1
-            break  # more documents than there are tokens for: the totals will not be those of corpus.json
+    with (
+        stages.folder_beside(directory / "census") as folder,
+        stages.Progress("report", documents, "documents") as progress,
+    ):
+        for sources, sentences, named in engine.map(work, pieces, engines.whole, folder):
+            for name, counts in sources.items():
+                found.update(counts)
+                measured.sources.setdefault(name, Counter()).update(counts)
+            for name, sentence in sentences.items():
+                measured.sentences[name] = min(sentence, measured.sentences.get(name, sentence))
+            measured.named |= named
+            progress.update(min(documents, found["documents"]), split)
+    return found
+
+
+def count_piece(
+    piece: tuple[int, int], directory: Path, split: str, vocab_size: int, wanted: set[str]
+) -> tuple[dict[str, Counter], dict[str, tuple[str, str]], dict[str, str]]:
+    """`sources`, `sentences` and `named` of `Measured`, of documents `piece[0]` to `piece[1]` of a split."""
+    stored = packing.TokenFile(directory / "tokens" / split, vocab_size)
+    sources: dict[str, Counter] = {}
+    sentences: dict[str, tuple[str, str]] = {}
+    named: dict[str, str] = {}
+    for number, document in enumerate(source.read_documents(directory, split, range(*piece)), piece[0]):
         text, name = document["text"], document["source"]
-        tokens = int(stored.offsets[number + 1] - stored.offsets[number])
-        counts = {
-            "documents": 1,
-            "characters": len(text),
-            "words": len(text.split()),
-            "marks": len(_WORD_OR_MARK.findall(text)),
-            "tokens": tokens,
-        }
-        found.update(counts)
-        measured.sources.setdefault(name, Counter()).update(counts)
-        measured.lengths[min(tokens, LONGEST)] += 1
-        measured.longest = max(measured.longest, tokens)
+        counts = sources.setdefault(name, Counter())
+        counts["documents"] += 1
+        if number + 1 >= len(stored.offsets):
+            break  # more documents than there are tokens for: the totals will not be those of corpus.json
+        counts["characters"] += len(text)
+        counts["words"] += len(text.split())
+        counts["marks"] += len(_WORD_OR_MARK.findall(text))
+        counts["tokens"] += int(stored.offsets[number + 1] - stored.offsets[number])
         if document["id"] in wanted:
-            measured.named[document["id"]] = text[:OTHER_CHARACTERS]
+            named[document["id"]] = text[:OTHER_CHARACTERS]
         if sentence := _sentence(text):
             key = hashlib.blake2b(sentence.encode(), digest_size=8).hexdigest()
-            measured.sentences[name] = min((key, sentence), measured.sentences.get(name, (key, sentence)))
-    return found
+            sentences[name] = min((key, sentence), sentences.get(name, (key, sentence)))
+    return sources, sentences, named
 
 
 def _sentence(text: str) -> str:

@@ -8,9 +8,7 @@ and is a lower bound in that sense; it is not a speed.
 
     os.environ.update(cycles.environment(folder))   # before anything loads libtpu
     compiled = jax.jit(step).lower(...).compile()
-    programs = cycles.read(folder)
-    step = cycles.rank(programs, chip, executions=...)
-    print(cycles.table(step))
+    print(cycles.table(cycles.of_compiled(folder, compiled.as_text(), chip)))
 """
 
 import dataclasses
@@ -24,6 +22,8 @@ import numpy as np
 from jaxbert.bundles import Flow, Loop, split
 from jaxbert.chips import Chip
 from jaxbert.errors import BadInput
+from jaxbert.program import Program as Hlo
+from jaxbert.program import parse
 
 KNOWN = "libtpu 0.0.52"  # whose dumps these are
 SLOTS = ("MATMUL", "MATPUSH", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL", "SALU")
@@ -33,7 +33,10 @@ BETWEEN = "TLP"  # the top-level program, which calls the others
 SPILLED = 0.25  # of a program's cycles that spilling takes before it is what bounds it
 
 _FILE = re.compile(r"\d+-(.+)-\d+-(final_bundles|final_hlo-static-per-bundle-utilization|deduplication-map)\.txt")
-_MATMUL = re.compile(r"vmatmul\.(?:\w+\.)*?(f32|bf16|[su]8|[su]4|f8\w*)\b")
+_MATMUL = re.compile(r"vmatmul\.(lmr\.)?(?:\w+\.)*?(f32|bf16|\w*8\w*|\w*4\w*)\b")
+# Of a vmatmul: those of one vector register by its elements; 8 where its left side was pushed into the unit before
+# (lmr). Counted so, every product's rows are its multiplications ÷ a unit's size, on v4 to tpu7x.
+_ROWS = {"f32": 8, "bf16": 16}
 _HLO = re.compile(r"^\s*[\d.]+ scheduled bundles \([\d.]+%\): %(\S+) = (.*)$", re.MULTILINE)
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -113,7 +116,7 @@ class Row:
     work: Work  # of one run
     bundles: float
     matrix: float
-    hbm: float
+    hbm: float  # 0 for the top-level program, whose transfers wait for nobody
     source: str  # "file:line", or the JAX operations
 
     @property
@@ -154,12 +157,13 @@ class Step:
 
     rows: tuple[Row, ...]
     chip: Chip
+    hbm: float  # cycles that all transfers take, those of the top-level program among them, which run beside the others
     unmatched: tuple[str, ...]  # instructions of programs that `executions` does not have: counted once
 
     @property
     def seconds(self) -> float:
-        """The sum of the programs' least cycles at the chip's clock. Ranks; is not a speed."""
-        return sum(row.cycles for row in self.rows) / self.chip.clock
+        """The sum of the programs' least cycles, or HBM's if that is more, at the chip's clock. Not a speed."""
+        return max(self.hbm, sum(row.cycles for row in self.rows)) / self.chip.clock
 
     def share_of_peak(self, flops: float) -> float:
         """Of the device's FLOP/s, if a step of `flops` took `seconds`: an upper bound in the same sense."""
@@ -233,15 +237,12 @@ def _program(name: str, instructions: tuple[str, ...], kinds: dict[str, Path]) -
     rows = np.zeros(len(bundles), np.int64)
     for i, bundle in enumerate(bundles):
         for match in _MATMUL.finditer(bundle):
-            rows[i] += _ROWS.get(match[1], 8 * 4)
+            rows[i] += 8 if match[1] else _ROWS.get(match[2], 32)
     analysis = kinds["analysis"].read_text(encoding="utf-8", errors="replace") if "analysis" in kinds else ""
     op_name = _OP_NAME.search(analysis) if name != BETWEEN else None
     flow = Flow(bundles)
     where = op_name[1] if op_name else ""
     return Program(name, instructions, where, flow.loops, flow.executed, flow.moved, slots, capacity, rows)
-
-
-_ROWS = {"f32": 8, "bf16": 16}  # of one vector register by its elements; a row takes a matrix unit a cycle
 
 
 def _slot_table(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
@@ -269,7 +270,7 @@ def rank(
       sources: HLO instruction → where it comes from ("file:line"); without it, the JAX operations of the dump.
       trips: of loops that depend on data: see `Program.weights`.
     """
-    rows, unmatched = [], []
+    rows, unmatched, moved = [], [], 0.0
     # A program is one core's. At its peak a core sends so many rows through its matrix units in a cycle.
     rows_a_cycle = chip.flops / chip.cores / (2 * chip.matrix_size**2) / chip.clock
     for program in programs:
@@ -281,6 +282,8 @@ def rank(
                     unmatched.append(instruction)
                 count = executions.get(instruction, 1)
             runs += count
+        hbm = runs * work.moved * chip.cores / chip.hbm_bandwidth * chip.clock
+        moved += hbm
         where = [(sources or {}).get(instruction, "") for instruction in program.instructions]
         rows.append(
             Row(
@@ -289,11 +292,38 @@ def rank(
                 work,
                 float(runs * work.cycles),
                 runs * work.matrix_rows / rows_a_cycle,
-                runs * work.moved * chip.cores / chip.hbm_bandwidth * chip.clock,
+                0.0 if program.name == BETWEEN else hbm,
                 next(filter(None, where), program.op_name),
             )
         )
-    return Step(tuple(sorted(rows, key=lambda row: -row.cycles)), chip, tuple(unmatched))
+    return Step(tuple(sorted(rows, key=lambda row: -row.cycles)), chip, moved, tuple(unmatched))
+
+
+def of_compiled(folder: str | Path, text: str, chip: Chip, *, trips: Trips | None = None) -> Step:
+    """`rank` of the programs in `folder` with what the HLO of the same compile, `text`, says of runs and sources.
+
+    The trips of the loops that the top-level program runs are HLO's too; `trips` is for those of other programs.
+    """
+    hlo, programs = parse(text), read(folder)
+    executions = {i.name: count for _, i, count in hlo.scheduled()}
+    sources = {i.name: "/".join(i.source.split("/")[-2:]) for _, i, _ in hlo.scheduled()}
+    outer = tuple(_loop_trips(hlo, hlo.entry))
+    known = {p.name: outer for p in programs if p.name == BETWEEN and len(p.unknown) == len(outer)}
+    if callable(trips):
+        given = trips
+        trips = lambda p, number: known[p.name][number] if p.name in known else given(p, number)  # noqa: E731
+    else:
+        trips = {**(trips or {}), **known}
+    return rank(programs, chip, executions=executions, sources=sources, trips=trips)
+
+
+def _loop_trips(hlo: Hlo, name: str) -> list[int]:
+    """Trips of the loops of a computation in the order in which they are scheduled, those within one behind it."""
+    found = []
+    for i in hlo.computations[name].instructions.values():
+        if i.opcode == "while" and (body := (i.attribute("body") or "").lstrip("%")) in hlo.executions:
+            found += [hlo.executions[body] // hlo.executions[name], *_loop_trips(hlo, body)]
+    return found
 
 
 def table(step: Step, *, flops: float | None = None, count: int = 20) -> str:

@@ -146,7 +146,7 @@ def prepare(config: Config, *, engine: Engine | None = None, keep_rejected: bool
                 _rows_stage(directory, name, row_length, tokens, own)
             _validation_stage(directory, config, tokens)
             corpus = _write_corpus_json(directory, weights)
-            write_report(directory)
+            write_report(directory, engine)
     _print_summary(corpus, directory)
     if config.objective.whole_words:
         _print_whole_words(directory, config)

@@ -28,6 +28,7 @@ from jaxbert.census import SPLITS, Measured
 from jaxbert.charts import Bar, Chart, percent
 from jaxbert.data import stages
 from jaxbert.data import tokenizer as tokenizers
+from jaxbert.data.engines import Engine
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput, run
 
@@ -69,11 +70,12 @@ PARTS = (
 )
 
 
-def write_report(directory: str | Path) -> None:
+def write_report(directory: str | Path, engine: Engine | None = None) -> None:
     """Write `directory`/report.html of a prepared corpus, whole or not at all, unless it is there and up to date.
 
-    Raises nothing: what goes wrong is said, with its traceback where it is a fault of ours, and leaves the corpus as it
-    is; an earlier report, which would tell of another corpus, is removed with its pictures.
+    `engine`: what counts; none: this process. Raises nothing: what goes wrong is said, with its traceback where it is a
+    fault of ours, and leaves the corpus as it is; an earlier report, which would tell of another corpus, is removed
+    with its pictures.
     """
     directory = Path(directory)
     path = directory / NAME
@@ -86,7 +88,7 @@ def write_report(directory: str | Path) -> None:
                     return
             path.unlink()
         shutil.rmtree(directory / PICTURES, ignore_errors=True)
-        content = page(*_read(directory, made_from), made_from)
+        content = page(*_read(directory, made_from, engine), made_from)
         with stages.whole_file(path) as beside:
             beside.write_text(content, encoding="utf-8")
     except Exception as error:
@@ -121,11 +123,13 @@ def write_pictures(directory: str | Path, dots: int = charts.DOTS) -> list[Path]
 
 
 @functools.lru_cache(maxsize=1)  # the page and the pictures of a corpus are made from one pass over it
-def _read(directory: Path, made_from: str) -> tuple[dict[str, Any], Measured, TextTokenizer]:
+def _read(
+    directory: Path, made_from: str, engine: Engine | None = None
+) -> tuple[dict[str, Any], Measured, TextTokenizer]:
     """(corpus.json, what it does not count, the tokenizer) of a prepared corpus; `made_from`: of `_made_from`."""
     corpus = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
     tokenizer = TextTokenizer.load(directory / "tokenizer")
-    return corpus, census.measure(directory, corpus, tokenizer), tokenizer
+    return corpus, census.measure(directory, corpus, tokenizer, engine), tokenizer
 
 
 def _made_from(directory: Path) -> str:

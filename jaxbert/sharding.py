@@ -94,6 +94,20 @@ def split_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
+def split_widths(x: jax.Array) -> jax.Array:
+    """Rows of a table (B, …, D) with B split over data and D over fsdp, as the table is, then their rows as
+    `split_rows` has them; the values stay as they are.
+
+    So looking tokens up, and adding their gradients up, needs no device to hold the table: what is sent are B × T rows
+    instead of V.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not local_axes(x.shape[0], BATCH_AXES) or x.shape[-1] % mesh.shape["fsdp"]:
+        return split_rows(x)
+    place = PartitionSpec("data", *[None] * (x.ndim - 2), "fsdp")
+    return split_rows(jax.lax.with_sharding_constraint(x, place))
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """A host batch on the devices, asynchronously."""
     return {name: jax.device_put(array, sharding) for name, array in batch.items()}

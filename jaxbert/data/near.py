@@ -53,7 +53,8 @@ _BASE, _STEP = _U(0x9E3779B97F4A7C15), _U(0xD1342543DE82EF95)  # of the polynomi
 def _kinds() -> np.ndarray:
     """uint8 by code point: 0 separates words, 1 is part of one, 2 is one by itself (scripts without spaces)."""
     marks = [c for c in range(0x300, 0x1F000) if unicodedata.category(chr(c))[0] == "M"]
-    kinds = np.array([chr(c).isalnum() for c in range(sys.maxunicode + 1)], np.uint8)
+    kinds = np.zeros(sys.maxunicode + 1, np.uint8)
+    kinds[:0x40000] = [chr(c).isalnum() for c in range(0x40000)]  # planes behind hold no letters
     kinds[marks] = 1  # vowel signs
     # Thai and Lao, Burmese, Khmer, kana, Han and its extensions. Hangul has spaces.
     for first, last in (

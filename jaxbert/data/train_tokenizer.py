@@ -18,11 +18,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Pipeline
 
 from jaxbert import config
-from jaxbert.data.tokenizer import BYTES, REPORT, ROLES, SPACE, SPACES, SPECIAL, TextTokenizer, entries, read_folder
+from jaxbert.data.tokenizer import (
+    BYTES,
+    REPORT,
+    ROLES,
+    SPACE,
+    SPECIAL,
+    TextTokenizer,
+    entries,
+    read_folder,
+    text_normalizer,
+)
 from jaxbert.errors import BadInput
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece.Type in sentencepiece_model.proto
@@ -54,7 +64,7 @@ def train(texts: Iterator[str], tokenizer: config.Tokenizer, directory: Path) ->
         if tokenizer.kind == "folder":
             report = _copy_folder(tokenizer, temporary)
         else:
-            normalizer = _normalizer(tokenizer)
+            normalizer = text_normalizer(tokenizer.lowercase)
             symbols = _user_symbols(tokenizer, normalizer)
             lines, seen = _training_lines(texts, tokenizer, normalizer)
             trainer = _train_wordpiece if tokenizer.kind == "wordpiece" else _train_sentencepiece
@@ -68,17 +78,6 @@ def train(texts: Iterator[str], tokenizer: config.Tokenizer, directory: Path) ->
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return report
-
-
-def _normalizer(tokenizer: config.Tokenizer) -> normalizers.Sequence:
-    """NFC, lower case, white space: the same object feeds the trainer and goes into tokenizer.json."""
-    steps: list[Any] = [normalizers.NFC()]
-    if tokenizer.lowercase:  # Unicode lowers İ to i and a combining dot, which would make "İstanbul" a word of its own
-        steps += [normalizers.Replace("İ", "i"), normalizers.Lowercase()]
-    # Only what has to change is matched, which is faster than every space. A ▁ in the text would be read as a space.
-    # A leading space stays (the pre-tokenizer would add one): after [MASK] the text goes on, with or without a space.
-    spaces = normalizers.Replace(Regex(SPACES), " ")
-    return normalizers.Sequence([*steps, spaces, normalizers.Strip(left=False, right=True)])
 
 
 def _user_symbols(tokenizer: config.Tokenizer, normalizer: normalizers.Sequence) -> list[str]:

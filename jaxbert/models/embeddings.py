@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jaxbert.models import layers
+from jaxbert.sharding import split_widths
 
 VOCABULARY_MULTIPLE = 128  # stored rows; the lanes of a TPU's matrix unit
 
@@ -41,7 +42,7 @@ class Embeddings(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
         """(B, T) integers of a batch → (B, T, D) in `dtype`. Without `token_type_ids_BT` every type is 0."""
-        x_BTD = jnp.take(self.word_VD[...], batch["input_ids_BT"], axis=0)
+        x_BTD = split_widths(jnp.take(self.word_VD[...], batch["input_ids_BT"], axis=0))
         x_BTD = x_BTD + jnp.take(self.position_TD[...], batch["position_ids_BT"], axis=0)
         if "token_type_ids_BT" in batch:
             x_BTD = x_BTD + jnp.take(self.type_GD[...], batch["token_type_ids_BT"], axis=0)
@@ -59,4 +60,4 @@ class WordEmbeddings(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
         """(B, T) integers of a batch → (B, T, D) in `dtype`."""
-        return jnp.take(self.word_VD[...], batch["input_ids_BT"], axis=0).astype(dtype)
+        return split_widths(jnp.take(self.word_VD[...], batch["input_ids_BT"], axis=0)).astype(dtype)

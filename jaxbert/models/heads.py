@@ -57,10 +57,30 @@ class LinearHead(nnx.Module):
 
 def vocabulary_logits(x_BPE: jax.Array, table_VE: jax.Array, bias_V: jax.Array | None, vocab_size: int) -> jax.Array:
     """x Wᵀ + b in at least float32, (B, P, V); rows of the table past `vocab_size` get −inf."""
-    dtype = jnp.promote_types(x_BPE.dtype, jnp.float32)
-    logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(x_BPE.dtype), preferred_element_type=dtype)
-    bias_V = jnp.zeros((), dtype) if bias_V is None else bias_V.astype(dtype)
+    logits_BPV = _table_product(x_BPE, table_VE.astype(x_BPE.dtype))
+    bias_V = jnp.zeros((), logits_BPV.dtype) if bias_V is None else bias_V.astype(logits_BPV.dtype)
     return logits_BPV + jnp.where(jnp.arange(table_VE.shape[0]) < vocab_size, bias_V, -jnp.inf)
+
+
+@jax.custom_vjp
+def _table_product(x_BPE: jax.Array, table_VE: jax.Array) -> jax.Array:
+    """x Wᵀ in at least float32. Its gradient goes back in the dtype of `x`, as those of all other products do: in
+    float32 it would have the table gathered again, in float32, and what devices add up would be twice as large."""
+    dtype = jnp.promote_types(x_BPE.dtype, jnp.float32)
+    return jnp.einsum("BPE,VE->BPV", x_BPE, table_VE, preferred_element_type=dtype)
+
+
+def _table_product_backward(saved: tuple[jax.Array, jax.Array], gradient_BPV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    (x_BPE, table_VE), gradient_BPV = saved, gradient_BPV.astype(saved[0].dtype)
+    return (
+        jnp.einsum("BPV,VE->BPE", gradient_BPV, table_VE),
+        jnp.einsum("BPV,BPE->VE", gradient_BPV, x_BPE),
+    )
+
+
+_table_product.defvjp(
+    lambda x_BPE, table_VE: (_table_product(x_BPE, table_VE), (x_BPE, table_VE)), _table_product_backward
+)
 
 
 class Pooler(nnx.Module):

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxbert.errors import BadInput
+from jaxbert.ops.platform import target
 
 STATISTICS = "statistics"  # the name of row-wise sums: small, and kept under every rematerialisation policy but "full"
 MIXED = "mixed"  # the name of what mixes tokens and is no product (FFTs): kept as products are
@@ -31,19 +32,54 @@ def zeros(*shape: int) -> nnx.Param:
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x) by erf (Hendrycks & Gimpel 2016), as PyTorch computes it; jax.nn.gelu's erfc takes twice as long."""
+    """x Φ(x) by erf (Hendrycks & Gimpel 2016), as PyTorch computes it; jax.nn.gelu's erfc takes twice as long.
+
+    On a TPU a bfloat16 takes a shorter way to Φ, which is as exact as it can show.
+    """
+    if _shortens(x):
+        y = x.astype(jnp.float32)
+        return (y * normal_cumulative_by_tanh(y)).astype(x.dtype)
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    if _shortens(x):
+        y = x.astype(jnp.float32)
+        slope = normal_cumulative_by_tanh(y) + y * _normal_density(y)
+        return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
     # The barrier keeps XLA's CPU backend from storing erf for this and for gelu(x) again: 1.02 × at BERT-mini.
     x = jax.lax.optimization_barrier(x)
     cumulative = 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
-    density = jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
-    return (gradient * (cumulative + x * density),)
+    return (gradient * (cumulative + x * _normal_density(x)),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _normal_density(x: jax.Array) -> jax.Array:
+    return jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+
+
+def _shortens(x: jax.Array) -> bool:
+    """Whether `normal_cumulative_by_tanh` serves: in bfloat16, on a TPU, whose vector unit has tanh but no erf.
+
+    Static slots of a v5e's vector ALU by register of 1,024 elements: gelu 14.5 in place of 43.8, its gradient 22.7 in
+    place of 51.5. In BERT-large's step the four fusions of products with GELU fell from 17.6 to 13.0 ms of static time.
+    """
+    return x.dtype == jnp.bfloat16 and target().platform == "tpu"
+
+
+# atanh(2 Φ(x) − 1) / x in powers of x², least largest error of Φ(x) / Φ(−x) in |x| ≤ 5
+_ATANH_POWERS = (0.79630367, 0.037914029, -0.00049336774, 4.5165656e-06)
+
+
+def normal_cumulative_by_tanh(x: jax.Array) -> jax.Array:
+    """Φ(x), float32: within 1.3e-3 of it where x ≥ −3, a third of bfloat16's spacing, and within 2e-6 below."""
+    square = jnp.minimum(x * x, 25.0)  # beyond |x| = 5 the last slope goes on; Φ(−5) is 3e-7
+    first, second, third, fourth = _ATANH_POWERS
+    slope = ((fourth * square + third) * square + second) * square + first
+    return 0.5 + 0.5 * jnp.tanh(x * slope)
+
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,  # as PyTorch checkpoints

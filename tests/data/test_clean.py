@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 import unicodedata
 from collections import Counter
 
@@ -156,12 +157,24 @@ def test_min_words_counts_words_between_white_space():
 
 
 def test_min_letters_is_a_share_of_visible_characters():
-    assert clean.letters_share("ab 12") == 0.5
+    assert [n.tolist() for n in clean.count(["ab 12", "\u2028", "", "º 1\x1c²"])] == [
+        [2, 0, 0, 3],
+        [2, 0, 0, 1],
+        [4, 0, 0, 3],
+    ]
     assert one("abc 12\nab 12", only(min_letters=0.6)).text == "abc 12"
 
 
 def test_vowel_signs_count_as_letters():
-    assert clean.letters_share("हिन्दी") == 1.0
+    assert [n.tolist() for n in clean.count(["हिन्दी"])] == [[1], [6], [6]]
+
+
+def test_white_space_and_letters_are_what_python_says_of_every_character():
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    kinds = clean.kinds(every).tolist()
+    for c, kind in zip(every, kinds, strict=True):
+        assert bool(kind & clean.WHITE) == c.isspace()
+        assert bool(kind & clean.LETTER) == (c.isalpha() or unicodedata.category(c)[0] == "M")
 
 
 # --- language ---

@@ -79,11 +79,33 @@ def test_a_fast_path_that_goes_another_way_is_noticed(documents, monkeypatch, mo
     assert any(different for which, different in counts.different.items() if which.startswith(what))
 
 
+SIDES = ["", " ", "\t", "a", "Z", "7", ".", ",", "?", "$", "ab", "a ", " a", ". "]
+
+
 def test_ftfy_finds_no_mojibake_where_no_two_characters_beside_each_other_leave_ascii():
     """`clean.repair` asks `is_bad` of no other line: every character that stands alone, between all kinds of ASCII."""
-    sides = ["", " ", "\t", "a", "Z", "7", ".", ",", "?", "$", "ab", "a ", " a", ". "]
     for code in (*range(0xA0, 0xD800), *range(0xE000, 0x10000), 0x1F600):
-        if clean._MAY_BE_BAD.search(chr(code)):
+        if clean._lines_like_mojibake(clean.kinds(chr(code))):
             continue
-        together = "\n".join(f"{before}{chr(code)}{after}" for before in sides for after in sides)
+        together = "\n".join(f"{before}{chr(code)}{after}" for before in SIDES for after in SIDES)
         assert not is_bad(together) and not is_bad(chr(code)), hex(code)
+
+
+def test_ftfy_finds_no_mojibake_in_small_letters_alone():
+    """Nor of these: every pair of small letters between all kinds of ASCII, and long runs of them."""
+    small = [c for c in map(chr, range(0xA0, 0x10000)) if clean.kinds(c)[0] & clean.NOT_SMALL == 0]
+    alone = [c for c in small if not clean.kinds(c)[0] & clean.BAD_ALONE]
+    assert len(alone) > 100
+    pairs = [one + other for one in alone for other in alone]
+    assert clean._lines_like_mojibake(clean.kinds("\n".join(pairs))) == []
+    for before in SIDES[::3]:
+        assert not is_bad(
+            "\n".join(f"{before}{pair}{after}" for pair in pairs for after in ("", " ", "a", "Z", "1", "."))
+        )
+    drawn = np.random.default_rng(0).choice(alone, 50_000).tolist()
+    assert not is_bad("".join(drawn))
+
+
+def test_a_line_is_looked_at_where_characters_that_are_no_small_letters_stand_beside_others():
+    lines = ["só así", "ść źdźbło", "a — «b»", "Ã", "é»", "»é", "", "œ", "¿Ñ"]
+    assert clean._lines_like_mojibake(clean.kinds("\n".join(lines))) == [3, 4, 5, 7, 8]

@@ -1,6 +1,8 @@
 """The identifier of languages gives what the library gives that it stands in for."""
 
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fasttext
@@ -86,3 +88,18 @@ def test_another_file_is_refused(tmp_path):
     (tmp_path / "other.ftz").write_bytes(content)
     with pytest.raises(ValueError, match="not a fastText classifier"):
         language.Identifier(tmp_path / "other.ftz")
+
+
+def test_threads_that_share_the_identifier_get_the_vectors_of_one(monkeypatch):
+    """As Beam's threads do."""
+    monkeypatch.setattr(language, "MOST_KNOWN", 500)
+    texts = [" ".join(f"{word}{n}" for word in text.split(" ")) for n in range(3) for text in TEXTS]
+    expected = [language.Identifier(MODEL).vectors_of(texts)[1].tolist()]
+    shared, interval = language.Identifier(MODEL), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = [int(counts[0]) for _, counts in pool.map(lambda text: shared.vectors_of([text]), texts)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert [found] == expected

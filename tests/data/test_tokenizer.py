@@ -3,8 +3,10 @@
 import json
 import pickle
 import re
+import sys
 import unicodedata
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -163,17 +165,104 @@ NASTY = [" a", "a ", "a  b\n\nc", "", "  ", "▁x ▁", "a▁b", "[MASK] e [SEP]
          "漢字 かな", "ª º ² İ", "<0x0A> [unused1] <0xFF>", "x" * 5000, "x" * 5000 + " y"]  # fmt: skip
 
 
+WHITE = [c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace()]  # \x1c to \x1f among them
+
+
+def random_texts(count: int, seed: int = 0) -> list[str]:
+    """White space of every kind beside what NFC composes, reorders or takes apart, what is lowered, and bytes."""
+    random = np.random.default_rng(seed)
+    composing = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.combining(c)]
+    composing += [*map(chr, range(0x1100, 0x1200)), *"\u0344\u09be\u0bbe\u0fb5\U000110ba\u212b\u1fef\u2126"]
+    alphabets = [
+        WHITE,
+        WHITE,
+        [" ", "\n", "\r\n"],
+        composing,
+        list("aeioAÅıİßΣςǅ"),
+        ["▁", "[MASK]", "<0x0A>", "\0", "😀"],
+    ]
+    drawn = (
+        random.integers(len(alphabets), size=(count, 24)),
+        random.random((count, 24)),
+        random.integers(25, size=count),
+    )
+    return [
+        "".join(alphabets[a][int(share * len(alphabets[a]))] for a, share in zip(of, shares, strict=True))[:length]
+        for of, shares, length in zip(*drawn, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"lowercase": True}], ids=["plain", "lowercase"])
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_words_encoded_one_by_one_and_kept_give_the_ids_of_the_whole_text(trained, monkeypatch, kind):
-    tokenizer = trained(kind)
-    texts = [*NASTY, *HARD, *TEXTS, *NASTY]
-    whole = [e.ids for e in tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)]
+def test_words_encoded_one_by_one_and_kept_give_the_ids_of_the_whole_text(trained, monkeypatch, kind, options):
+    tokenizer = trained(kind, **options)
     assert tokenizer.words_apart
-    for most in (module.MOST_KNOWN, 3):
-        monkeypatch.setattr(module, "MOST_KNOWN", most)
-        for text, expected in zip(texts, whole, strict=True):
-            assert tokenizer.encode([text])[0][0].tolist() == expected, text
-    assert tokenizer.known and max(map(len, tokenizer.known)) <= module.LONGEST_KNOWN
+    texts = [*NASTY, *HARD, *TEXTS, *random_texts(600), *(f"a{c}\u0301 b{c}{c}" for c in WHITE), *NASTY]
+    whole = [e.ids for e in tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)]
+    for size in (1, 7, len(texts)):
+        for start in range(0, len(texts), size):
+            block = texts[start : start + size]
+            encoded = tokenizer.encode(block)
+            assert len(encoded) == len(block)
+            for (ids, starts), text, expected in zip(encoded, block, whole[start:], strict=False):
+                assert ids.tolist() == expected and ids.dtype == np.int32, text
+                assert starts.tolist() == tokenizer.starts_word_V[ids].tolist()
+        monkeypatch.setattr(module, "MOST_KNOWN", 3)
+
+
+def test_nothing_is_composed_across_white_space_nor_becomes_white_space(trained):
+    others = "x".join(
+        c for c in map(chr, range(sys.maxunicode + 1)) if not c.isspace() and not "\ud800" <= c <= "\udfff"
+    )
+    assert not re.search(r"\s", unicodedata.normalize("NFC", others) + others.lower())
+    assert not unicodedata.normalize("NFC", "".join(WHITE)).strip()
+    normalize = trained("unigram").tokenizer.normalizer.normalize_str
+    marks = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.combining(c) or "\u1160" <= c <= "\u11ff"]
+    for space in set(WHITE) - set(module._SPLIT_ELSEWHERE):
+        assert normalize("".join(f"a{space}{c}" for c in marks)) == "a " + "a ".join(map(normalize, marks))
+
+
+def test_words_that_were_met_are_kept_and_forgotten_when_their_ids_are_many(monkeypatch):
+    known = module.KnownWords()
+    asked: list[str] = []
+
+    def encode(words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        asked.extend(words)
+        lengths = np.array(list(map(len, words)))
+        return np.frombuffer("".join(words).encode(), np.uint8).astype(np.int32), lengths
+
+    for text in ("ab c ab", "c d", ""):
+        (ids,) = known.ids_of([text.split()], encode)
+        assert bytes(ids.tolist()).decode() == text.replace(" ", "")
+    assert asked == ["ab", "c", "d"] and known.ids_of([], encode) == []
+    monkeypatch.setattr(module, "MOST_KNOWN", 3)
+    for text in ("e", "ab"):
+        known.ids_of([text.split()], encode)
+    assert asked == ["ab", "c", "d", "e", "ab"] and len(known.ids) == 3
+
+
+def test_a_text_that_cannot_be_encoded_leaves_nothing_half_known(trained):
+    tokenizer = TextTokenizer.load(trained("unigram").directory)
+    with pytest.raises(TypeError):  # by `tokenizers`, of half a character
+        tokenizer.encode(["un \ud800 dous"])
+    ((ids, _),) = tokenizer.encode(["dous tres"])
+    assert ids.tolist() == tokenizer.tokenizer.encode("dous tres", add_special_tokens=False).ids
+
+
+def test_threads_that_share_a_tokenizer_get_the_ids_of_one(trained, monkeypatch):
+    """As Beam's threads do."""
+    monkeypatch.setattr(module, "MOST_KNOWN", 500)
+    tokenizer = TextTokenizer.load(trained("bpe").directory)
+    texts = [" ".join(f"{word}{n}" for word in text.split()) for n in range(4) for text in TEXTS]
+    expected = [e.ids for e in tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = [ids.tolist() for ((ids, _),) in pool.map(tokenizer.encode, ([text] for text in texts))]
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected
 
 
 def test_words_are_encoded_one_by_one_only_where_white_space_alone_separates_them(trained):
@@ -284,7 +373,7 @@ def test_what_the_trainer_skips_is_counted_and_long_paragraphs_are_cut(tmp_path)
 
 def test_a_large_text_is_sampled_by_hash_whatever_its_order(tmp_path):
     recipe = config.Tokenizer(train_megabytes=0.02)
-    normalizer = training._normalizer(recipe)
+    normalizer = module.text_normalizer(recipe.lowercase)
     lines, counts = training._training_lines(iter(TEXTS), recipe, normalizer)
     assert training._training_lines(iter(TEXTS[::-1]), recipe, normalizer) == (lines, counts)
     assert counts["bytes_used"] == sum(len(line.encode()) + 1 for line in lines) - counts["documents_used"] <= 20_000

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
+from jaxbert.ops import dropout as module
 from jaxbert.ops.dropout import dropout, random_uint16, threefry2x32
+from jaxbert.ops.platform import Target
 
 KEY = jax.random.key(7)
 
@@ -33,6 +35,30 @@ def test_bits_are_uniform_and_no_element_repeats_another() -> None:
     for lag in (1, 2, 128, 256, 384):
         for axis in (0, 1):
             assert abs(np.corrcoef(bits.ravel(), np.roll(bits, lag, axis).ravel())[0, 1]) < 0.012
+
+
+@pytest.fixture
+def on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "target", lambda: Target("tpu", "TPU v5 lite"))
+
+
+def test_on_a_tpu_the_rate_holds_in_every_quarter_and_none_repeats_another(on_a_tpu: None) -> None:
+    y = np.asarray(dropout(jnp.ones((5, 402, 300)), 0.1, KEY), np.float64)  # 402 is no multiple of 4
+    assert y.shape == (5, 402, 300) and abs(y.mean() - 1) < 2e-3
+    dropped = y == 0
+    quarters = [dropped[:, begin : begin + 99] for begin in range(0, 402, 101)]
+    for number, quarter in enumerate(quarters):
+        assert abs(quarter.mean() - 0.1) < 3e-3
+        for other in quarters[:number]:
+            assert abs((quarter & other).mean() - 0.01) < 1.5e-3
+    assert 0.15 < (dropped != (np.asarray(dropout(jnp.ones(y.shape), 0.1, jax.random.key(8))) == 0)).mean() < 0.21
+
+
+def test_on_a_tpu_few_axes_are_drawn_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jnp.ones((64, 256))  # its last axis but one may be the batch, which is split over devices
+    elsewhere = dropout(x, 0.1, KEY)
+    monkeypatch.setattr(module, "target", lambda: Target("tpu", "TPU v5 lite"))
+    np.testing.assert_array_equal(dropout(x, 0.1, KEY), elsewhere)
 
 
 def test_the_rate_is_the_one_asked_for_and_the_expectation_is_kept() -> None:
@@ -60,9 +86,13 @@ def test_other_keys_draw_other_masks() -> None:
 
 
 SHARDED = """
+import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxbert.ops import dropout as module
 from jaxbert.ops.dropout import dropout
+from jaxbert.ops.platform import Target
+module.target = lambda: Target(sys.argv[1], "")
 mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 x, key = np.ones((8, 6, 40), np.float32), jax.random.key(3)
 one = jax.jit(lambda x: dropout(x, 0.3, key))(x)
@@ -75,7 +105,8 @@ for axes in (("a",), ("a", "b"), (None, None, "b"), ("b", None, "a")):
 """
 
 
-def test_the_mask_does_not_depend_on_the_sharding() -> None:
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_mask_does_not_depend_on_the_sharding(platform: str) -> None:
     # A process of its own: the number of CPU devices is fixed when jax starts.
     code = f"import jax; jax.config.update('jax_num_cpu_devices', 8)\n{SHARDED}"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, platform], check=True, timeout=120)

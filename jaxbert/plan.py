@@ -1,0 +1,476 @@
+"""Will it fit, and where would its time go: python -m jaxbert.plan --config=FILE[:VARIANT] --topology=v5e:16x16
+
+Compiles the very step that `jaxbert.train` runs, for devices that need not be attached and without a corpus or a
+tokenizer: sizes come from the recipe. --sweep ranks meshes and micro-batches, --cycles lists the machine programs by
+static cycles, --json=FILE writes everything. Nothing runs on a device: memory and counts are the compiler's, times are
+estimates.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxbert import chips, collectives, config, cycles, objectives, program, sharding, step
+from jaxbert.errors import BadInput, run
+
+GIB = 2**30
+EXCESS = 1.05  # of flops over the model's own count, from which on products are listed
+POLICIES = ("none", "full")  # of model.rematerialize: what the search for the largest micro-batch tries
+AHEAD = 8  # batches that `source.prefetch` holds on a host
+
+
+# --- what is compiled ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes a device. `total`: what the compiler reserves, or would need."""
+
+    parameters: int
+    optimizer: int
+    batch: int
+    activations: int  # kept for the backward pass, from shapes: what JAX hands to it, before the compiler
+    temporaries: int  # all that the compiler reserves between arguments and results, activations included
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One compilation: of a phase of a recipe on a mesh. `compiled` is None where the compiler ran out of memory."""
+
+    settings: config.Config
+    mesh: dict[str, int]  # axis → devices
+    rows: int  # of the global batch
+    row_length: int
+    memory: Memory
+    hbm: float  # bytes that a device has
+    compiled: Any
+    refusal: str  # the compiler's message
+    seconds: float  # that compiling took
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler found room for it. A GPU's does not look: there the table says what a device has."""
+        return self.compiled is not None and self.memory.total <= self.hbm
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows that a device holds at once."""
+        return self.rows // self.settings.train.accumulate // (self.mesh["data"] * self.mesh["fsdp"])
+
+    @property
+    def flags(self) -> str:
+        """The fields that make this attempt, as the command line takes them."""
+        fields: dict[str, Any] = {f"sharding.{axis}": size for axis, size in self.mesh.items()}
+        fields["train.accumulate"] = self.settings.train.accumulate
+        fields["model.rematerialize"] = self.settings.model.rematerialize
+        return " ".join(f"--config.{name}={value}" for name, value in fields.items())
+
+
+class Planner:
+    """Compiles a phase's step for a topology, each variant once."""
+
+    def __init__(self, settings: config.Config, phase: tuple[str, config.Phase], topology: str) -> None:
+        """A resolved recipe, one of `config.phases` and a name as v5e:16x16. Raises BadInput for an unknown one."""
+        self.settings, (_, self.phase) = settings, phase
+        self.field = phase[0].replace("data.row_length", "train.batch_size").replace("row_length", "batch_size")
+        self.chip, self.devices = chips.open_topology(topology)
+        self.tried: dict[tuple[Any, ...], Attempt] = {}
+
+    def attempt(
+        self, mesh: config.Sharding | None = None, accumulate: int | None = None, rematerialize: str | None = None
+    ) -> Attempt:
+        """Compile with another mesh, number of parts or policy than the recipe's (None).
+
+        Raises BadInput for a mesh that is not the topology's, a batch or heads that do not divide among it.
+        """
+        settings = self.settings
+        train, model = settings.train, settings.model
+        policy: Any = rematerialize or model.rematerialize
+        settings = dataclasses.replace(
+            settings,
+            sharding=mesh or settings.sharding,
+            train=dataclasses.replace(train, accumulate=accumulate or train.accumulate),
+            model=dataclasses.replace(model, rematerialize=policy),
+        )
+        key = settings.sharding, settings.train.accumulate, settings.model.rematerialize
+        if key not in self.tried:
+            self.tried[key] = self._compile(settings)
+        return self.tried[key]
+
+    def _compile(self, settings: config.Config) -> Attempt:
+        rows, accumulate = self.phase.batch_size, settings.train.accumulate
+        mesh = sharding.make_mesh(settings.sharding, rows // accumulate, self.field, self.devices)
+        objective = objective_of(settings)
+        part = objective.batch_shapes(rows // accumulate, self.phase.row_length, one_document=not settings.data.pack)
+        batch = {n: jax.ShapeDtypeStruct((accumulate, *s.shape), s.dtype) for n, s in part.items()}
+        compiled, refusal, begin = None, "", time.perf_counter()
+        with jax.set_mesh(mesh):
+            made = step.make_step(settings, objective, run_steps(settings) or 2**30, mesh)
+            kept = kept_for_backward(objective, made.abstract["model"], part)
+            try:
+                compiled = made.compile(batch)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                refusal = str(error)
+        kept //= mesh.shape["data"] * mesh.shape["fsdp"]
+        memory = _memory(made, batch, kept, compiled, refusal)
+        seconds = time.perf_counter() - begin
+        length, hbm = self.phase.row_length, self.chip.hbm
+        return Attempt(settings, dict(mesh.shape), rows, length, memory, hbm, compiled, refusal, seconds)
+
+    def largest(self, policy: str, mesh: config.Sharding | None = None) -> Attempt | None:
+        """With the largest micro-batch that compiles, by bisection over those that divide the batch; None: not even
+        one row a device does."""
+        place = mesh or self.settings.sharding
+        shape = sharding.make_mesh(place, self.phase.batch_size, self.field, self.devices).shape
+        share = self.phase.batch_size // (shape["data"] * shape["fsdp"])
+        parts = [n for n in range(share, 0, -1) if share % n == 0]  # of accumulation: ascending micro-batches
+        found, low, high = None, 0, len(parts)
+        while low < high:
+            middle = (low + high) // 2
+            tried = self.attempt(mesh=place, accumulate=parts[middle], rematerialize=policy)
+            if tried.fits:
+                found, low = tried, middle + 1
+            else:
+                high = middle
+        return found
+
+
+def objective_of(settings: config.Config) -> Any:
+    """The objective without a tokenizer: a vocabulary of the recipe's size whose first five entries are special."""
+    vocabulary = settings.tokenizer.vocab_size
+    return objectives.make(settings, vocab_size=vocabulary, mask_id=4, special_ids=frozenset(range(5)))
+
+
+def run_steps(settings: config.Config) -> int | None:
+    """Steps of the run where the recipe alone tells them: a run in tokens counts full rows, one in epochs is None."""
+    train = settings.train
+    if train.tokens is not None:
+        return -(-train.tokens // (train.batch_size * settings.data.row_length))
+    return train.steps
+
+
+def kept_for_backward(objective: Any, model: Any, batch: dict[str, Any]) -> int:
+    """Bytes that the backward pass of a batch reads besides parameters, on all devices together, from shapes alone.
+
+    What `jax.vjp` closes over: every array with an axis of the batch's rows, or of rows × tokens.
+    """
+
+    def backward(model: Any, batch: dict[str, Any]) -> Any:
+        def loss(model: Any) -> tuple[Any, Any]:
+            total, count, more = objective.loss(model, batch, jax.random.key(0))
+            return total, (count, more)
+
+        return jax.vjp(loss, model, has_aux=True)[1]
+
+    inputs = {name: array for name, array in batch.items() if name != "tokens_B"}
+    (rows, length), (_, predictions) = batch["input_ids_BT"].shape, batch["positions_BP"].shape
+    of_batch = {rows, rows * length, rows * predictions}
+    leaves = jax.tree.leaves(jax.eval_shape(backward, model, inputs))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if of_batch.intersection(leaf.shape))
+
+
+def _memory(made: step.Step, batch: dict[str, Any], kept: int, compiled: Any, refusal: str) -> Memory:
+    def local(tree: Any, shardings: Any) -> int:
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+        return sum(math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, place in pairs)
+
+    parameters, optimizer = (local(made.abstract[name], made.shardings[name]) for name in ("model", "optimizer"))
+    rows = local(batch, dict.fromkeys(batch, made.rows))
+    if compiled:
+        temporaries, total = compiled.memory_analysis().temp_size_in_bytes, step.memory_needed(compiled)
+    else:
+        said = program.out_of_memory(refusal)
+        temporaries = int(said.needed) if said else 0
+        total = parameters + optimizer + rows + temporaries
+    return Memory(parameters, optimizer, rows, kept, temporaries, total)
+
+
+# --- what a compiled step costs ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What a step does on one device, by its program, and the seconds that this takes at the datasheet's rates."""
+
+    flops: float
+    model_flops: float  # of the encoder's own count (objective.step_flops)
+    hbm_bytes: float
+    link_bytes: float  # that one device sends
+    products: float  # seconds
+    hbm: float
+    links: float
+
+    @property
+    def low(self) -> float:
+        """Seconds of a step in which everything overlaps."""
+        return max(self.products, self.hbm, self.links)
+
+    @property
+    def high(self) -> float:
+        """Seconds of a step in which nothing does."""
+        return self.products + self.hbm + self.links
+
+
+def costs(tried: Attempt, parsed: program.Program, chip: chips.Chip) -> Costs:
+    """The roofline of a compiled attempt (Williams et al. 2009): an estimate from counts, no measurement."""
+    objective, devices = objective_of(tried.settings), math.prod(tried.mesh.values())
+    kernels = [call for call in parsed.custom_calls() if call.flops]
+    flops = parsed.flops() + sum(call.flops * call.executions for call in kernels)
+    hbm = parsed.hbm_bytes()
+    links = sum(c.bytes * c.executions for c in collectives.collectives(parsed, tried.mesh))
+    return Costs(
+        flops,
+        objective.step_flops(tried.rows, tried.row_length) / devices,
+        hbm,
+        links,
+        flops / chip.flops,
+        hbm / chip.hbm_bandwidth,
+        links / chip.link_bandwidth,
+    )
+
+
+def estimate(tried: Attempt, cost: Costs, chip: chips.Chip) -> list[str]:
+    """The time of a step and of the run, as lines."""
+    steps, devices = run_steps(tried.settings), math.prod(tried.mesh.values())
+    tokens = tried.rows * tried.row_length
+    parts = {"products": cost.products, "HBM": cost.hbm, "links": cost.links}
+    bound = max(parts, key=lambda name: parts[name])
+    lines = [
+        f"{_seconds(cost.low)} (all overlaps) to {_seconds(cost.high)} (nothing does) a step: an estimate from the "
+        f"datasheet's rates, not a measurement; most of it {bound}",
+        ", ".join(f"{name} {_seconds(value)}" for name, value in parts.items()),
+        f"{tokens / cost.high:,.0f} to {tokens / cost.low:,.0f} tokens/s, flops utilisation at most "
+        f"{cost.model_flops / chip.flops / cost.low:.0%}",
+    ]
+    if steps is None:
+        return [*lines, "chip-hours: train.epochs needs the corpus; give train.steps or train.tokens"]
+    hours = [steps * t * devices / chip.devices_a_chip / 3600 for t in (cost.low, cost.high)]
+    return [*lines, f"{hours[0]:,.0f} to {hours[1]:,.0f} chip-hours for {steps:,} steps"]
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def host_memory(tried: Attempt, chip: chips.Chip) -> tuple[int, int]:
+    """Bytes of a host: (batches made ahead, each the whole global one; its devices' part of a state being saved)."""
+    shards, devices = tried.mesh["data"] * tried.mesh["fsdp"], math.prod(tried.mesh.values())
+    state = tried.memory.parameters + tried.memory.optimizer
+    return AHEAD * tried.memory.batch * shards, min(devices, chip.devices_a_host) * state
+
+
+# --- what is told ---
+
+
+def title(tried: Attempt) -> str:
+    """A phase, its mesh and its parts, in a line."""
+    model, accumulate = tried.settings.model, tried.settings.train.accumulate
+    mesh = " × ".join(f"{axis} {size}" for axis, size in tried.mesh.items())
+    parts = f" in {accumulate} parts" if accumulate > 1 else ""
+    return (
+        f"{model.name}: {tried.rows:,} rows of {tried.row_length} tokens{parts}, {tried.micro_batch} at once on each "
+        f"of {math.prod(tried.mesh.values())} devices ({mesh}), rematerialize {model.rematerialize}, compiled in "
+        f"{tried.seconds:.0f} s"
+    )
+
+
+def memory_lines(tried: Attempt, chip: chips.Chip) -> list[str]:
+    """Memory a device beside what it has, and whether it fits."""
+    memory = tried.memory
+    answer = "fits" if tried.fits else "DOES NOT FIT"
+    sizes = {
+        "parameters": memory.parameters,
+        "optimizer": memory.optimizer,
+        "batch": memory.batch,
+        "temporaries": memory.temporaries,
+        "total": memory.total,
+    }
+    lines = [f"{name:<12}{size / GIB:>9.3f} GiB" for name, size in sizes.items()]
+    lines[3] += f"   of which kept for the backward pass, by shapes: {memory.activations / GIB:.3f} GiB"
+    lines[4] += f"   of {chip.hbm / GIB:.2f} GiB a device: {answer}"
+    return lines
+
+
+def report(tried: Attempt, chip: chips.Chip) -> Iterator[str]:
+    """Everything about one attempt, line by line."""
+    yield title(tried)
+    yield from memory_lines(tried, chip)
+    batches, state = host_memory(tried, chip)
+    yield f"a host      {batches / GIB:>9.3f} GiB of batches made ahead, {state / GIB:.3f} more while saving a state"
+    if not tried.compiled:
+        yield f"the compiler said: {tried.refusal.splitlines()[0]}"
+        return
+    parsed = program.parse(tried.compiled.as_text())
+    yield "largest arrays that the step makes:"
+    for made in parsed.buffers():
+        shape = f"{made.dtype}[{','.join(map(str, made.dims))}]"
+        yield f"  {made.bytes / GIB:.3f} GiB  {shape}  {_told(made.op_name, made.source)}"
+    cost = costs(tried, parsed, chip)
+    yield (
+        f"flops of a step, a device: {cost.flops:.4g} = {cost.flops / cost.model_flops:.3f} × the model's own count; "
+        f"HBM bytes {cost.hbm_bytes:.4g}"
+    )
+    if cost.flops > EXCESS * cost.model_flops:
+        yield "  more than the model's: the products that most of them are"
+        yield from (f"  {p.flops:.3g}  {_told(p.op_name, p.source)}" for p in parsed.products()[:8])
+    yield from exchange_lines(tried, parsed)
+    yield from estimate(tried, cost, chip)
+
+
+def exchange_lines(tried: Attempt, parsed: program.Program) -> Iterator[str]:
+    """What devices send each other by kind and axis, beside the least that the sharding of parameters needs."""
+    found = collectives.collectives(parsed, tried.mesh)
+    if not found:
+        return
+    elements = tried.memory.parameters / 4 * tried.mesh["fsdp"]
+    compute = 2 if tried.settings.train.dtype == "bfloat16" else 4
+    again = tried.settings.model.rematerialize == "full"
+    ideal = collectives.ideal(elements, tried.mesh, compute_bytes=compute, gradient_bytes=compute, rematerialized=again)
+    sent, least = sum(c.bytes * c.executions for c in found), sum(ideal.values())
+    ratio = f", {sent / least:.2f} × the least for parameters and gradients" if least else ""
+    yield f"sent to other devices, a device and step: {sent:.4g} bytes{ratio}"
+    for (kind, axes), size in sorted(collectives.totals(found).items(), key=lambda item: -item[1]):
+        hidden = sum(c.bytes * c.executions for c in found if (c.kind, c.axes) == (kind, axes) and c.overlapped)
+        wanted = f", least {ideal[kind, axes]:.4g}" if (kind, axes) in ideal else ""
+        where = " × ".join(axes) or "?"
+        yield f"  {kind} over {where}: {size:.4g}{wanted}; {hidden / size if size else 0:.0%} beside computation"
+
+
+def _told(op_name: str, source: str) -> str:
+    return f"{op_name.removeprefix('jit(update)/')[-70:]} {source}".strip() or "made by the compiler"
+
+
+def search(planner: Planner) -> Iterator[str]:
+    """The largest micro-batch that compiles, with and without rematerialisation, and what to change if it must be."""
+    asked, fitting = planner.attempt(), []
+    for policy in POLICIES:
+        found = planner.largest(policy)
+        if found is None:
+            yield f"largest micro-batch, rematerialize {policy}: none, not even one row a device"
+            continue
+        fitting.append(found)
+        size = f"{found.micro_batch} rows of {found.row_length} tokens a device, {found.memory.total / GIB:.2f} GiB"
+        yield f"largest micro-batch, rematerialize {policy}: {size}"
+    if asked.fits:
+        return
+    yield "what to change, the best estimate first:" if fitting else "what to change: no micro-batch fits this mesh"
+    whole = config.Sharding(data=1, fsdp=-1)
+    if asked.mesh["fsdp"] < len(planner.devices) and (found := planner.largest(POLICIES[-1], whole)):
+        fitting.append(found)
+    for found in sorted(fitting, key=lambda f: costs(f, program.parse(f.compiled.as_text()), planner.chip).high):
+        yield f"  {found.flags}"
+
+
+def meshes(settings: config.Config, devices: int) -> list[config.Sharding]:
+    """What --sweep tries: tensor 1, 2, 4 where heads divide, fsdp in powers of 4 up to the rest, data what is left."""
+    heads = getattr(settings.model, "num_heads", None) or 1
+    found = []
+    for tensor in (1, 2, 4):
+        if heads % tensor or devices % tensor:
+            continue
+        rest, fsdp = devices // tensor, 1
+        while fsdp <= rest:
+            found.append(config.Sharding(rest // fsdp, fsdp, tensor))
+            fsdp = rest if fsdp < rest < fsdp * 4 else fsdp * 4
+    return found
+
+
+def sweep(planner: Planner) -> Iterator[str]:
+    """Meshes with their largest micro-batches, by the estimate, the best first; those that do not fit at the end."""
+    tried: list[tuple[float, str]] = []
+    for mesh, policy in itertools.product(meshes(planner.settings, len(planner.devices)), POLICIES):
+        try:
+            found = planner.largest(policy, mesh)
+        except BadInput as error:
+            tried.append((math.inf, f"{mesh}: {error}"))
+            continue
+        if found is None:
+            tried.append((math.inf, f"{mesh}, rematerialize {policy}: does not fit with one row a device"))
+            continue
+        cost = costs(found, program.parse(found.compiled.as_text()), planner.chip)
+        line = (
+            f"{_seconds(cost.low):>8} to {_seconds(cost.high):>8}  {found.memory.total / GIB:6.2f} GiB  {found.flags}"
+        )
+        tried.append((cost.high, line))
+        print(f"compiled {line}", file=sys.stderr)
+    yield from (line for _, line in sorted(tried))
+
+
+def cycle_lines(tried: Attempt, chip: chips.Chip, folder: Path) -> Iterator[str]:
+    """The static-cycle table of what was compiled while libtpu dumped into `folder`."""
+    text = tried.compiled.as_text()
+    flops = costs(tried, program.parse(text), chip).model_flops
+    yield cycles.table(cycles.of_compiled(folder, text, chip), flops=flops)
+
+
+def record(tried: Attempt, chip: chips.Chip) -> dict[str, Any]:
+    """One attempt as JSON values; bytes, seconds and operations."""
+    found: dict[str, Any] = {
+        "model": tried.settings.model.name,
+        "rematerialize": tried.settings.model.rematerialize,
+        "accumulate": tried.settings.train.accumulate,
+        "mesh": tried.mesh,
+        "rows": tried.rows,
+        "row_length": tried.row_length,
+        "micro_batch": tried.micro_batch,
+        "fits": tried.fits,
+        "memory": dataclasses.asdict(tried.memory),
+        "hbm": chip.hbm,
+    }
+    if tried.compiled:
+        cost = costs(tried, program.parse(tried.compiled.as_text()), chip)
+        found["costs"] = {**dataclasses.asdict(cost), "low": cost.low, "high": cost.high}
+    return found
+
+
+def main(argv: list[str]) -> None:
+    """The command; see the module's docstring."""
+    parser = config.command_parser("python -m jaxbert.plan", __doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
+    parser.add_argument("--topology", required=True, metavar="CHIP:AxB", help="v5e:16x16, v5p:4x4x4, h100:8, …")
+    parser.add_argument("--sweep", action="store_true", help="rank meshes and micro-batches: many compilations")
+    parser.add_argument("--cycles", action="store_true", help="the machine programs by static cycles, and no search")
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    known, overrides = parser.parse_known_args(argv)
+    chip, _ = chips.parse(known.topology)
+    settings = config.resolve(config.load(known.config, overrides))
+    if known.cycles and not chip.matrix_units:
+        raise BadInput(f"--cycles: reads programs of TPUs, not of {chip.name}; leave it out")
+    with tempfile.TemporaryDirectory() as folder:
+        if known.cycles:  # libtpu reads this once, when it is loaded
+            os.environ.update(cycles.environment(folder))
+        records = []
+        for phase in config.phases(settings):
+            planner = Planner(settings, phase, known.topology)
+            tried = planner.attempt()
+            lines = [report(tried, chip)]
+            if known.cycles and tried.compiled:
+                lines.append(cycle_lines(tried, chip, Path(folder)))
+            elif known.sweep:
+                lines.append(sweep(planner))
+            elif not known.cycles:
+                lines.append(search(planner))
+            for line in itertools.chain.from_iterable(lines):
+                print(line, flush=True)
+            records += [record(found, chip) for found in planner.tried.values()]
+            for dump in Path(folder).iterdir():  # the next phase's programs have the same names
+                dump.unlink()
+    if known.json:
+        known.json.write_text(json.dumps({"topology": known.topology, "attempts": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,147 @@
+"""What a plan promises: the step that training runs, and an answer for what does not fit."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxbert import chips, config, plan, program, sharding, step
+from jaxbert.errors import BadInput
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed (pip install jaxbert[tpu]; make test-slow does, and CI's tests run after it)",
+)
+
+RECIPE = """
+from jaxbert.config import Config, Schedule, Tokenizer, Train, Data, named_model
+def get_config():
+    return Config(
+        tokenizer=Tokenizer(vocab_size=1000),
+        data=Data(row_length=64),
+        model=named_model("bert_tiny", hidden_dropout=0.0, attention_dropout=0.0),
+        train=Train(batch_size=64, steps=100, dtype="bfloat16"),
+        schedule=Schedule(warmup=0.1),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("plan") / "recipe.py"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def planner(recipe: str, topology: str, *overrides: str) -> plan.Planner:
+    settings = config.resolve(config.load(recipe, overrides))
+    return plan.Planner(settings, config.phases(settings)[0], topology)
+
+
+def test_what_is_compiled_is_the_step_that_training_runs(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    real = step.make_step
+    monkeypatch.setattr(step, "make_step", lambda *a: made.append(real(*a)) or made[-1])
+    tried = planner(recipe, "v5e:2x2").attempt()
+    assert tried.fits and [type(m) for m in made] == [step.Step]
+    state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(made[0].abstract))
+    memory = tried.memory
+    assert 0 <= state - memory.parameters - memory.optimizer <= 64  # counters
+    arguments = tried.compiled.memory_analysis().argument_size_in_bytes
+    assert arguments >= memory.parameters + memory.optimizer + memory.batch
+
+
+def test_fsdp_divides_the_state_and_the_operations_are_the_models_own(recipe: str) -> None:
+    whole, split = planner(recipe, "v5e:2x2").attempt(), planner(recipe, "v5e:2x2").attempt(config.Sharding(1, 4, 1))
+    assert split.memory.parameters < 0.3 * whole.memory.parameters
+    assert split.memory.optimizer < 0.3 * whole.memory.optimizer
+    for tried in (whole, split):
+        cost = plan.costs(tried, program.parse(tried.compiled.as_text()), chips.CHIPS["v5e"])
+        assert 1.0 <= cost.flops / cost.model_flops <= 1.05
+        assert 0 < cost.low <= cost.high
+
+
+def test_running_out_of_memory_is_an_answer_with_what_to_change(recipe: str) -> None:
+    large = ("--config.train.batch_size=262144", "--config.train.accumulate=1")
+    asked = planner(recipe, "v5e:1x1", *large)
+    tried = asked.attempt()
+    assert not tried.fits and tried.memory.temporaries > 16 * plan.GIB
+    lines = list(plan.report(tried, asked.chip))
+    assert any("DOES NOT FIT" in line for line in lines) and any("CompileTimeHbmOom" in line for line in lines)
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = planner(recipe, "v5e:1x1")
+    tried = asked.attempt()
+
+    def compiled_up_to_eight(settings: config.Config) -> plan.Attempt:
+        rows = 64 // settings.train.accumulate
+        return dataclasses.replace(tried, settings=settings, compiled=tried.compiled if rows <= 8 else None)
+
+    asked.tried.clear()
+    monkeypatch.setattr(asked, "_compile", compiled_up_to_eight)
+    found = asked.largest("none")
+    assert found is not None and found.micro_batch == 8 and found.settings.train.accumulate == 8
+    told = list(plan.search(asked))
+    assert told[0].startswith("largest micro-batch, rematerialize none: 8 rows of 64 tokens a device")
+    assert any("--config.train.accumulate=8" in line for line in told)
+
+
+def test_no_row_fits_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = planner(recipe, "v5e:1x1")
+    nothing = dataclasses.replace(asked.attempt(), compiled=None)
+    asked.tried.clear()
+    monkeypatch.setattr(asked, "_compile", lambda settings: nothing)
+    assert "what to change: no micro-batch fits this mesh" in list(plan.search(asked))
+
+
+def test_the_sweep_ranks_meshes_and_names_the_flags_of_each(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "POLICIES", ("none",))
+    monkeypatch.setattr(plan, "meshes", lambda *_: [config.Sharding(4, 1, 1), config.Sharding(1, 4, 1)])
+    lines = list(plan.sweep(planner(recipe, "v5e:2x2")))
+    assert len(lines) == 2 and all("--config.sharding.fsdp=" in line for line in lines)
+
+
+def test_meshes_use_all_devices_and_split_heads_evenly(recipe: str) -> None:
+    settings = config.resolve(config.load(recipe))
+    for devices in (4, 16, 256):
+        found = plan.meshes(settings, devices)
+        assert len(set(found)) == len(found) and config.Sharding(devices, 1, 1) in found
+        assert all(m.data * m.fsdp * m.tensor == devices and settings.model.num_heads % m.tensor == 0 for m in found)
+
+
+def test_the_command_writes_its_numbers_as_json(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "plan.json"
+    plan.main([f"--config={recipe}", "--topology=v5e:1x1", f"--json={file}", "--config.train.accumulate=64"])
+    found = json.loads(file.read_text())
+    assert found["topology"] == "v5e:1x1" and found["attempts"][0]["fits"]
+    assert found["attempts"][0]["costs"]["low"] <= found["attempts"][0]["costs"]["high"]
+    assert "an estimate from the datasheet's rates, not a measurement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v9:2x2"], "chips: v4, v5e"),
+        (["--topology=v5e:2x2", "--config.sharding.fsdp=3"], "sharding: .* does not fit 4 devices"),
+        (["--topology=v5e:2x2", "--config.train.batch_size=6"], "train.batch_size: 6 rows .* choose a multiple"),
+        (["--topology=v5e:2x2", "--config.sharding.tensor=4"], "model.num_heads: 2 do not divide among sharding.tensor 4"),
+        (["--topology=h100:1", "--cycles"], "--cycles: reads programs of TPUs, not of h100"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_by_field_and_remedy(recipe: str, flags: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        plan.main([f"--config={recipe}", *flags])
+
+
+def test_sharding_of_a_mesh_counts_the_given_devices() -> None:
+    _, devices = chips.open_topology("v5e:2x2")
+    assert sharding.make_mesh(config.Sharding(-1, 2, 1), 8, devices=devices).shape == {
+        "data": 2,
+        "fsdp": 2,
+        "tensor": 1,
+    }
