@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxbert import cycles
-from jaxbert.chips import Chip, open_topology
+from jaxbert.chips import open_topology
 
 HEADS, HEAD_SIZE = 8, 64
 TOKENS = 4096  # of a batch: rows × length, at least one row; one row of 512 alone would keep its scores in VMEM
@@ -143,7 +143,11 @@ class Compiler:
         self.chip, devices = open_topology(topology)
         import jax
 
+        from jaxbert.ops.attention.tiles import chosen
+
         self.mesh = jax.sharding.Mesh(np.array(devices[:1]), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        with jax.set_mesh(self.mesh):
+            self.tiles = chosen(2)  # of our kernel, for bfloat16
 
     def compile(self, contestant: Contestant, length: int, backward: bool) -> tuple[list[cycles.Program], Any]:
         """Its machine programs and the executable."""
@@ -171,22 +175,22 @@ class Compiler:
 
 
 def cost(
+    compiler: Compiler,
     contestant: Contestant,
     programs: list[cycles.Program],
     compiled: Any,
-    chip: Chip,
     ids: np.ndarray,
     window: int | None,
 ) -> Cost:
     """Of a compiled program on a row of these segment ids."""
     executions = _in_loops(compiled.as_text(), *_block_visits(ids, window)) if contestant.chunked else None
-    trips = _kernel_trips(ids, window) if contestant.kernel else {}
+    trips = _kernel_trips(compiler.tiles, ids, window) if contestant.kernel else {}
 
     def rows(*counts: int) -> dict[str, cycles.Row]:
         def supplied(program: cycles.Program, number: int) -> int:
             return counts[number] if any(name in program.name for name in trips) else 1
 
-        ranked = cycles.rank(programs, chip, executions=executions, trips=supplied)
+        ranked = cycles.rank(programs, compiler.chip, executions=executions, trips=supplied)
         return {row.program.name: row for row in ranked.rows}
 
     total, bare = np.zeros(5), rows(0, 0)
@@ -205,11 +209,11 @@ def _parts(row: cycles.Row) -> np.ndarray:
     return np.array([row.bundles, row.matrix, row.hbm, row.runs * row.work.slots["SPILL"]])
 
 
-def _kernel_trips(ids: np.ndarray, window: int | None) -> dict[str, tuple[float, float]]:
+def _kernel_trips(tiles: Any, ids: np.ndarray, window: int | None) -> dict[str, tuple[float, float]]:
     """Kernel's name → mean trips of its two loops that depend on data: whole chunks, and single tiles of a unit."""
     from jaxbert.ops.attention import pallas_tpu, visits
 
-    tiles, length = pallas_tpu.Tiles(), ids.shape[1]
+    length = ids.shape[1]
     visited, whole = visits.needed(ids, ids, window)
     found = {}
     for name, plan in (
@@ -269,6 +273,6 @@ def table(topology: str, lengths: list[int], window: int | None) -> Iterator[dic
                     **({"packed": packed(length)} if depends else {}),
                 }
                 for kind, ids in rows.items():
-                    found = cost(contestant, programs, compiled, compiler.chip, ids, window)
+                    found = cost(compiler, contestant, programs, compiled, ids, window)
                     yield {**line, "rows": kind if depends else "any", **dataclasses.asdict(found)}
     shutil.rmtree(compiler.folder, ignore_errors=True)
