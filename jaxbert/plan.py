@@ -409,13 +409,6 @@ def sweep(planner: Planner) -> Iterator[str]:
     yield from (line for _, line in sorted(tried))
 
 
-def cycle_lines(tried: Attempt, chip: chips.Chip, folder: Path) -> Iterator[str]:
-    """The static-cycle table of what was compiled while libtpu dumped into `folder`."""
-    text = tried.compiled.as_text()
-    flops = costs(tried, program.parse(text), chip).model_flops
-    yield cycles.table(cycles.of_compiled(folder, text, chip), flops=flops)
-
-
 def record(tried: Attempt, chip: chips.Chip) -> dict[str, Any]:
     """One attempt as JSON values; bytes, seconds and operations."""
     found: dict[str, Any] = {
@@ -457,15 +450,20 @@ def main(argv: list[str]) -> None:
             planner = Planner(settings, phase, known.topology)
             tried = planner.attempt()
             lines = [report(tried, chip)]
-            if known.cycles and tried.compiled:
-                lines.append(cycle_lines(tried, chip, Path(folder)))
-            elif known.sweep:
+            if known.sweep:
                 lines.append(sweep(planner))
             elif not known.cycles:
                 lines.append(search(planner))
             for line in itertools.chain.from_iterable(lines):
                 print(line, flush=True)
             records += [record(found, chip) for found in planner.tried.values()]
+            if known.cycles and tried.compiled:
+                ranked, flops = (
+                    cycles.of_compiled(folder, tried.compiled.as_text(), chip),
+                    records[-1]["costs"]["model_flops"],
+                )
+                print(cycles.table(ranked, flops=flops))
+                records[-1]["static"] = {"seconds": ranked.seconds, "share_of_peak": ranked.share_of_peak(flops)}
             for dump in Path(folder).iterdir():  # the next phase's programs have the same names
                 dump.unlink()
     if known.json:

@@ -129,7 +129,7 @@ def test_the_command_writes_its_numbers_as_json(recipe: str, tmp_path: Path, cap
         (["--topology=v9:2x2"], "chips: v4, v5e"),
         (["--topology=v5e:2x2", "--config.sharding.fsdp=3"], "sharding: .* does not fit 4 devices"),
         (["--topology=v5e:2x2", "--config.train.batch_size=6"], "train.batch_size: 6 rows .* choose a multiple"),
-        (["--topology=v5e:2x2", "--config.sharding.tensor=4"], "model.num_heads: 2 do not divide among sharding.tensor 4"),
+        (["--topology=v5e:2x2", "--config.sharding.tensor=4"], "model.num_heads: 2 do not divide among"),
         (["--topology=h100:1", "--cycles"], "--cycles: reads programs of TPUs, not of h100"),
     ],
 )
@@ -145,3 +145,14 @@ def test_sharding_of_a_mesh_counts_the_given_devices() -> None:
         "fsdp": 2,
         "tensor": 1,
     }
+
+
+@pytest.mark.slow
+def test_a_cell_of_the_compile_matrix_holds_a_published_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tools")
+    import compile_matrix
+
+    (found,) = compile_matrix.compile_cell("bert_base", "v5e")
+    assert found["fits"] and found["costs"]["flops"] <= 1.05 * found["costs"]["model_flops"]
+    assert 0 < found["static"]["share_of_peak"] < 1
+    assert compile_matrix.row({"recipe": "bert_base", "chip": "v5e"}, found).count("|") == 8

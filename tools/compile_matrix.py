@@ -1,0 +1,83 @@
+"""Every recipe of a published size, compiled for every chip: whether it fits, its operations, its static share of peak.
+
+    python tools/compile_matrix.py [--recipes bert_base gmlp_base] [--chips v5e v6e] [--out=matrix.jsonl] [--table]
+
+A cell is `python -m jaxbert.plan --cycles` of the recipe on four chips, in a process of its own; a line of --out each.
+Started again, it makes what is missing. --table prints what is there and compiles nothing. Everything is compiled for
+devices that were not attached: nothing ran on one.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ("bert_base", "convbert_base", "gmlp_base", "m2_base", "hypermixer_base", "web_base", "web_large")
+TOPOLOGIES = {
+    "v4": "v4:2x2x1",
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+    "h100": "h100:4",
+}
+LIMIT = 3600  # seconds for a cell
+
+
+def compile_cell(recipe: str, chip: str) -> list[dict]:
+    """The attempts of a recipe on a chip, one a phase, or one with "error"."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        command = [sys.executable, "-m", "jaxbert.plan", f"--config=configs/{recipe}.py"]
+        command += [f"--topology={TOPOLOGIES[chip]}", f"--json={file}", "--config.corpus.language=en"]
+        command += ["--cycles"] if chip != "h100" else []
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            return [{"error": f"over {LIMIT} s"}]
+        if done.returncode:
+            return [{"error": done.stderr.strip().splitlines()[-1][:300]}]
+        return json.loads(file.read_text())["attempts"]
+
+
+def row(cell: dict, found: dict) -> str:
+    """One attempt as a row of the table."""
+    if "error" in found:
+        return f"| {cell['recipe']} | {cell['chip']} | {found['error']} | | | | |"
+    size = f"{found['memory']['total'] / 2**30:.2f} of {found['hbm'] / 2**30:.0f}"
+    ratio = f"{found['costs']['flops'] / found['costs']['model_flops']:.3f}" if "costs" in found else ""
+    share = f"{found['static']['share_of_peak']:.0%}" if "static" in found else ""
+    rows, fits = f"{found['micro_batch']} × {found['row_length']}", "yes" if found["fits"] else "no"
+    return f"| {cell['recipe']} | {cell['chip']} | {rows} | {size} | {fits} | {ratio} | {share} |"
+
+
+def show(cells: list[dict]) -> str:
+    """The matrix as Markdown."""
+    head = "| recipe | chip | rows × tokens a device | memory, GiB | fits | flops ÷ model's | static share of peak |"
+    return "\n".join([head, "|---" * 7 + "|", *(row(cell, found) for cell in cells for found in cell["attempts"])])
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    parser.add_argument("--chips", nargs="+", choices=tuple(TOPOLOGIES), default=tuple(TOPOLOGIES))
+    parser.add_argument("--out", type=Path, default=Path("matrix.jsonl"))
+    parser.add_argument("--table", action="store_true")
+    flags = parser.parse_args()
+    cells = [json.loads(line) for line in flags.out.read_text().splitlines()] if flags.out.exists() else []
+    made = {(cell["recipe"], cell["chip"]) for cell in cells}
+    wanted = [(recipe, chip) for chip in flags.chips for recipe in flags.recipes]
+    for recipe, chip in [] if flags.table else [pair for pair in wanted if pair not in made]:
+        cells.append({"recipe": recipe, "chip": chip, "attempts": compile_cell(recipe, chip)})
+        print(f"{recipe} {chip}: {'error' if 'error' in cells[-1]['attempts'][0] else 'compiled'}", file=sys.stderr)
+        with open(flags.out, "a") as file:
+            file.write(json.dumps(cells[-1]) + "\n")
+    print(show(cells))
+
+
+if __name__ == "__main__":
+    main()
