@@ -1,6 +1,6 @@
 """Tile sizes of `pallas_tpu`'s kernels, by device, from static cycles (tools/tune_attention.py).
 
-Compared for v5e and v6e in bfloat16, head size 64, 2,048 tokens; chips with matrix units of the same size take the same.
+Compared for v5e and v6e in bfloat16, head size 64, 2,048 tokens; chips with equal matrix units take the same values.
 """
 
 import dataclasses
