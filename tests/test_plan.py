@@ -65,11 +65,16 @@ def test_fsdp_divides_the_state_and_the_operations_are_the_models_own(recipe: st
         assert 0 < cost.low <= cost.high
 
 
-def test_running_out_of_memory_is_an_answer_with_what_to_change(recipe: str) -> None:
-    large = ("--config.train.batch_size=262144", "--config.train.accumulate=1")
-    asked = planner(recipe, "v5e:1x1", *large)
+def test_running_out_of_memory_is_an_answer(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (Path(__file__).parent / "program" / "out_of_memory_v5e.txt").read_text()
+
+    def refuse(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(step.Step, "compile", refuse)
+    asked = planner(recipe, "v5e:1x1")
     tried = asked.attempt()
-    assert not tried.fits and tried.memory.temporaries > 16 * plan.GIB
+    assert not tried.fits and tried.memory.temporaries == program.out_of_memory(said).needed
     lines = list(plan.report(tried, asked.chip))
     assert any("DOES NOT FIT" in line for line in lines) and any("CompileTimeHbmOom" in line for line in lines)
 
