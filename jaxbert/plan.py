@@ -131,21 +131,34 @@ class Planner:
         return Attempt(settings, dict(mesh.shape), rows, length, memory, hbm, compiled, refusal, seconds)
 
     def largest(self, policy: str, mesh: config.Sharding | None = None) -> Attempt | None:
-        """With the largest micro-batch that compiles, by bisection over those that divide the batch; None: not even
-        one row a device does."""
-        place = mesh or self.settings.sharding
+        """With the largest micro-batch that compiles, of those that divide the batch; None: not even one row a device.
+
+        It starts where the arrays kept for the backward pass, which grow with the rows, fill what the attempt as asked
+        leaves of a device, and compiles its way up or down from there: two compilations, mostly.
+        """
+        place, asked = mesh or self.settings.sharding, self.attempt()
         shape = sharding.make_mesh(place, self.phase.batch_size, self.field, self.devices).shape
-        share = self.phase.batch_size // (shape["data"] * shape["fsdp"])
+        shards = shape["data"] * shape["fsdp"]
+        share = self.phase.batch_size // shards
         parts = [n for n in range(share, 0, -1) if share % n == 0]  # of accumulation: ascending micro-batches
-        found, low, high = None, 0, len(parts)
-        while low < high:
-            middle = (low + high) // 2
-            tried = self.attempt(mesh=place, accumulate=parts[middle], rematerialize=policy)
+        kept = self._kept(policy, shards) / shards  # of one row a device
+        free = self.chip.hbm - (asked.memory.total - asked.memory.temporaries)
+        at = max(0, sum(share // n * kept <= free for n in parts) - 1)
+        found, refused = None, len(parts)
+        while 0 <= at < refused:
+            tried = self.attempt(place, parts[at], policy)
             if tried.fits:
-                found, low = tried, middle + 1
+                found, at = tried, at + 1
             else:
-                high = middle
+                refused, at = at, at if found else at - 1
         return found
+
+    def _kept(self, policy: str, rows: int) -> int:
+        settings: Any = self.settings
+        settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, rematerialize=policy))
+        objective, one = objective_of(settings), not settings.data.pack
+        batch = objective.batch_shapes(rows, self.phase.row_length, one_document=one)
+        return kept_for_backward(objective, jax.eval_shape(lambda: objective.init(jax.random.key(0))), batch)
 
 
 def objective_of(settings: config.Config) -> Any:
@@ -338,7 +351,10 @@ def exchange_lines(tried: Attempt, parsed: program.Program) -> Iterator[str]:
     elements = tried.memory.parameters / 4 * tried.mesh["fsdp"]
     compute = 2 if tried.settings.train.dtype == "bfloat16" else 4
     again = tried.settings.model.rematerialize == "full"
+    parts = tried.settings.train.accumulate
     ideal = collectives.ideal(elements, tried.mesh, compute_bytes=compute, gradient_bytes=compute, rematerialized=again)
+    # Every part gathers parameters and scatters its gradients; what data adds up, it adds up once.
+    ideal = {key: size * (1 if key[1] == ("data",) else parts) for key, size in ideal.items()}
     sent, least = sum(c.bytes * c.executions for c in found), sum(ideal.values())
     ratio = f", {sent / least:.2f} × the least for parameters and gradients" if least else ""
     yield f"sent to other devices, a device and step: {sent:.4g} bytes{ratio}"

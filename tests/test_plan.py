@@ -42,6 +42,11 @@ def planner(recipe: str, topology: str, *overrides: str) -> plan.Planner:
     return plan.Planner(settings, config.phases(settings)[0], topology)
 
 
+@pytest.fixture(scope="module")
+def one_chip(recipe: str) -> plan.Attempt:
+    return planner(recipe, "v5e:1x1").attempt()
+
+
 def test_what_is_compiled_is_the_step_that_training_runs(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     real = step.make_step
@@ -55,6 +60,7 @@ def test_what_is_compiled_is_the_step_that_training_runs(recipe: str, monkeypatc
     assert arguments >= memory.parameters + memory.optimizer + memory.batch
 
 
+@pytest.mark.slow
 def test_fsdp_divides_the_state_and_the_operations_are_the_models_own(recipe: str) -> None:
     whole, split = planner(recipe, "v5e:2x2").attempt(), planner(recipe, "v5e:2x2").attempt(config.Sharding(1, 4, 1))
     assert split.memory.parameters < 0.3 * whole.memory.parameters
@@ -74,20 +80,20 @@ def test_running_out_of_memory_is_an_answer(recipe: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(step.Step, "compile", refuse)
     asked = planner(recipe, "v5e:1x1")
     tried = asked.attempt()
-    assert not tried.fits and tried.memory.temporaries == program.out_of_memory(said).needed
+    assert not tried.fits and tried.memory.temporaries == int(program.out_of_memory(said).needed)
     lines = list(plan.report(tried, asked.chip))
     assert any("DOES NOT FIT" in line for line in lines) and any("CompileTimeHbmOom" in line for line in lines)
 
 
-def test_the_largest_micro_batch_is_the_last_that_fits(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = planner(recipe, "v5e:1x1")
-    tried = asked.attempt()
+def test_the_largest_micro_batch_is_the_last_that_fits(
+    recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, tried = planner(recipe, "v5e:1x1"), one_chip
 
     def compiled_up_to_eight(settings: config.Config) -> plan.Attempt:
         rows = 64 // settings.train.accumulate
         return dataclasses.replace(tried, settings=settings, compiled=tried.compiled if rows <= 8 else None)
 
-    asked.tried.clear()
     monkeypatch.setattr(asked, "_compile", compiled_up_to_eight)
     found = asked.largest("none")
     assert found is not None and found.micro_batch == 8 and found.settings.train.accumulate == 8
@@ -96,14 +102,13 @@ def test_the_largest_micro_batch_is_the_last_that_fits(recipe: str, monkeypatch:
     assert any("--config.train.accumulate=8" in line for line in told)
 
 
-def test_no_row_fits_is_said(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = planner(recipe, "v5e:1x1")
-    nothing = dataclasses.replace(asked.attempt(), compiled=None)
-    asked.tried.clear()
+def test_no_row_fits_is_said(recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, nothing = planner(recipe, "v5e:1x1"), dataclasses.replace(one_chip, compiled=None)
     monkeypatch.setattr(asked, "_compile", lambda settings: nothing)
     assert "what to change: no micro-batch fits this mesh" in list(plan.search(asked))
 
 
+@pytest.mark.slow
 def test_the_sweep_ranks_meshes_and_names_the_flags_of_each(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "POLICIES", ("none",))
     monkeypatch.setattr(plan, "meshes", lambda *_: [config.Sharding(4, 1, 1), config.Sharding(1, 4, 1)])
@@ -119,7 +124,11 @@ def test_meshes_use_all_devices_and_split_heads_evenly(recipe: str) -> None:
         assert all(m.data * m.fsdp * m.tensor == devices and settings.model.num_heads % m.tensor == 0 for m in found)
 
 
-def test_the_command_writes_its_numbers_as_json(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.slow
+def test_the_command_writes_its_numbers_as_json(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "POLICIES", ("none",))
     file = tmp_path / "plan.json"
     plan.main([f"--config={recipe}", "--topology=v5e:1x1", f"--json={file}", "--config.train.accumulate=64"])
     found = json.loads(file.read_text())
