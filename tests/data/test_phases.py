@@ -515,7 +515,7 @@ def test_rows_too_long_for_the_model_or_too_short_for_the_held_out_pieces_are_re
 
 def test_a_batch_that_the_devices_cannot_share_is_named_with_its_phase(place, monkeypatch):
     settings = recipe(place, *TWO)
-    monkeypatch.setattr(train.jax, "device_count", lambda: 4)
+    monkeypatch.setattr(train.jax, "devices", lambda: [None] * 4)
     monkeypatch.setattr(train.jax, "make_mesh", lambda *_, **__: None)  # there are not so many
     with pytest.raises(BadInput, match=r"train\.phases\[1\]\.batch_size: 5 rows .* do not divide among 4 devices"):
         train._make_mesh(settings)
