@@ -73,7 +73,7 @@ def trained(make: Callable[[], tuple[Any, Loss]]) -> tuple[list[float], list[np.
     return losses, [np.asarray(leaf) for leaf in jax.tree.leaves(gradients)]
 
 
-@pytest.mark.parametrize("make", [modern_stack, bert])
+@pytest.mark.parametrize("make", [modern_stack, pytest.param(bert, marks=pytest.mark.slow)])
 def test_a_stack_trains_in_blocks_as_with_the_reference(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     chunked = api.IMPLEMENTATIONS["xla_chunked"]
     small = dataclasses.replace(chunked, compute=lambda *a, **k: chunked.compute(*a, **k, block=16))
