@@ -205,7 +205,7 @@ def _memory(made: step.Step, batch: dict[str, Any], kept: int, compiled: Any, re
     if compiled:
         temporaries, total = compiled.memory_analysis().temp_size_in_bytes, step.memory_needed(compiled)
     else:
-        said = program.out_of_memory(refusal)
+        said = step.out_of_memory(refusal)
         temporaries = int(said.needed) if said else 0
         total = parameters + optimizer + rows + temporaries
     return Memory(parameters, optimizer, rows, kept, temporaries, total)

@@ -579,31 +579,3 @@ def _filler(i: Instruction, computation: Computation, program: Program) -> Instr
                 if last.opcode not in _FREE:
                     return last
     return None
-
-
-# ----------------------------------------------------------------------------------------------------- out of memory
-
-
-@dataclasses.dataclass(frozen=True)
-class OutOfMemory:
-    """What a compiler said of a program that does not fit; bytes. libtpu 0.0.52 names no allocations."""
-
-    needed: float
-    available: float
-    kind: str  # of memory and of what fills it: "HBM", "HLO temporaries"
-
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_OUT_OF_MEMORY = re.compile(
-    r"Ran out of memory on (\w+), the total memory required for (.+?) \(([\d.]+)([KMGT]?)\) exceeds available \w+ "
-    r"\(([\d.]+)([KMGT]?)\)"
-)
-
-
-def out_of_memory(message: str) -> OutOfMemory | None:
-    """The numbers in a compiler's error; None for another error (`RESOURCE_EXHAUSTED` alone has none)."""
-    match = _OUT_OF_MEMORY.search(message)
-    if match is None:
-        return None
-    needed, available = (float(match[n]) * _UNITS[match[n + 1]] for n in (3, 5))
-    return OutOfMemory(needed, available, f"{match[1]}: {match[2]}")

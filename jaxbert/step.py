@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -156,3 +157,28 @@ def memory_needed(compiled: Any) -> int:
     memory = compiled.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class OutOfMemory:
+    """What a compiler said of a program that does not fit; bytes. libtpu 0.0.52 names no allocations."""
+
+    needed: float
+    available: float
+    kind: str  # of memory and of what fills it: "HBM", "HLO temporaries"
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_OUT_OF_MEMORY = re.compile(
+    r"Ran out of memory on (\w+), the total memory required for (.+?) \(([\d.]+)([KMGT]?)\) exceeds available \w+ "
+    r"\(([\d.]+)([KMGT]?)\)"
+)
+
+
+def out_of_memory(message: str) -> OutOfMemory | None:
+    """The numbers in a compiler's error; None for another error (`RESOURCE_EXHAUSTED` alone has none)."""
+    match = _OUT_OF_MEMORY.search(message)
+    if match is None:
+        return None
+    needed, available = (float(match[n]) * _UNITS[match[n + 1]] for n in (3, 5))
+    return OutOfMemory(needed, available, f"{match[1]}: {match[2]}")

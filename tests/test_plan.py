@@ -80,7 +80,7 @@ def test_running_out_of_memory_is_an_answer(recipe: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(step.Step, "compile", refuse)
     asked = planner(recipe, "v5e:1x1")
     tried = asked.attempt()
-    assert not tried.fits and tried.memory.temporaries == int(program.out_of_memory(said).needed)
+    assert not tried.fits and tried.memory.temporaries == int(step.out_of_memory(said).needed)
     lines = list(plan.report(tried, asked.chip))
     assert any("DOES NOT FIT" in line for line in lines) and any("CompileTimeHbmOom" in line for line in lines)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxbert import collectives, program
+from jaxbert import collectives, program, step
 
 SAMPLES = Path(__file__).parent / "program"
 Shapes = list[tuple[int, ...]]
@@ -159,9 +159,9 @@ def test_a_kernel_is_listed_with_its_authors_estimate(v5e: Any) -> None:
 
 
 def test_an_out_of_memory_message_gives_what_is_needed_and_what_there_is() -> None:
-    found = program.out_of_memory((SAMPLES / "out_of_memory_v5e.txt").read_text())
-    assert found == program.OutOfMemory(24.03 * 2**30, 15.75 * 2**30, "HBM: HLO temporaries")
-    assert program.out_of_memory("INTERNAL: something else") is None
+    found = step.out_of_memory((SAMPLES / "out_of_memory_v5e.txt").read_text())
+    assert found == step.OutOfMemory(24.03 * 2**30, 15.75 * 2**30, "HBM: HLO temporaries")
+    assert step.out_of_memory("INTERNAL: something else") is None
 
 
 def test_collectives_of_a_stack_split_by_fsdp_on_four_chips() -> None:
