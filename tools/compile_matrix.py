@@ -27,12 +27,12 @@ TOPOLOGIES = {
 LIMIT = 3600  # seconds for a cell
 
 
-def compile_cell(recipe: str, chip: str) -> list[dict]:
-    """The attempts of a recipe on a chip, one a phase, or one with "error"."""
+def compile_cell(recipe: str, chip: str, *overrides: str) -> list[dict]:
+    """The attempts of a recipe, with overrides, on a chip, one a phase, or one with "error"."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "jaxbert.plan", f"--config=configs/{recipe}.py"]
-        command += [f"--topology={TOPOLOGIES[chip]}", f"--json={file}", "--config.corpus.language=en"]
+        command += [f"--topology={TOPOLOGIES[chip]}", f"--json={file}", "--config.corpus.language=en", *overrides]
         command += ["--cycles"] if chip != "h100" else []
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
