@@ -7,6 +7,7 @@ estimates.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -21,12 +22,12 @@ from typing import Any
 import jax
 
 from jaxbert import chips, collectives, config, cycles, objectives, program, sharding, step
+from jaxbert.data.source import AHEAD
 from jaxbert.errors import BadInput, run
 
 GIB = 2**30
 EXCESS = 1.05  # of flops over the model's own count, from which on products are listed
 POLICIES = ("none", "full")  # of model.rematerialize: what the search for the largest micro-batch tries
-AHEAD = 8  # batches that `source.prefetch` holds on a host
 
 
 # --- what is compiled ---
@@ -53,7 +54,7 @@ class Attempt:
     rows: int  # of the global batch
     row_length: int
     memory: Memory
-    hbm: float  # bytes that a device has
+    chip: chips.Chip
     compiled: Any
     refusal: str  # the compiler's message
     seconds: float  # that compiling took
@@ -61,7 +62,34 @@ class Attempt:
     @property
     def fits(self) -> bool:
         """Whether the compiler found room for it. A GPU's does not look: there the table says what a device has."""
-        return self.compiled is not None and self.memory.total <= self.hbm
+        return self.compiled is not None and self.memory.total <= self.chip.hbm
+
+    @functools.cached_property
+    def parsed(self) -> program.Program:
+        """What was compiled, read once."""
+        return program.parse(self.compiled.as_text())
+
+    @functools.cached_property
+    def exchanges(self) -> list[collectives.Collective]:
+        """What its devices send each other."""
+        return collectives.collectives(self.parsed, self.mesh)
+
+    @functools.cached_property
+    def costs(self) -> "Costs":
+        """The roofline of what was compiled (Williams et al. 2009): an estimate from counts, no measurement."""
+        kernels = [call for call in self.parsed.custom_calls() if call.flops]
+        flops = self.parsed.flops() + sum(call.flops * call.executions for call in kernels)
+        hbm = self.parsed.hbm_bytes()
+        links = sum(c.bytes * c.executions for c in self.exchanges)
+        return Costs(
+            flops,
+            objective_of(self.settings).step_flops(self.rows, self.row_length) / math.prod(self.mesh.values()),
+            hbm,
+            links,
+            flops / self.chip.flops,
+            hbm / self.chip.hbm_bandwidth,
+            links / self.chip.link_bandwidth,
+        )
 
     @property
     def micro_batch(self) -> int:
@@ -127,8 +155,8 @@ class Planner:
         kept //= mesh.shape["data"] * mesh.shape["fsdp"]
         memory = _memory(made, batch, kept, compiled, refusal)
         seconds = time.perf_counter() - begin
-        length, hbm = self.phase.row_length, self.chip.hbm
-        return Attempt(settings, dict(mesh.shape), rows, length, memory, hbm, compiled, refusal, seconds)
+        length, chip = self.phase.row_length, self.chip
+        return Attempt(settings, dict(mesh.shape), rows, length, memory, chip, compiled, refusal, seconds)
 
     def largest(self, policy: str, mesh: config.Sharding | None = None) -> Attempt | None:
         """With the largest micro-batch that compiles, of those that divide the batch; None: not even one row a device.
@@ -237,26 +265,9 @@ class Costs:
         return self.products + self.hbm + self.links
 
 
-def costs(tried: Attempt, parsed: program.Program, chip: chips.Chip) -> Costs:
-    """The roofline of a compiled attempt (Williams et al. 2009): an estimate from counts, no measurement."""
-    objective, devices = objective_of(tried.settings), math.prod(tried.mesh.values())
-    kernels = [call for call in parsed.custom_calls() if call.flops]
-    flops = parsed.flops() + sum(call.flops * call.executions for call in kernels)
-    hbm = parsed.hbm_bytes()
-    links = sum(c.bytes * c.executions for c in collectives.collectives(parsed, tried.mesh))
-    return Costs(
-        flops,
-        objective.step_flops(tried.rows, tried.row_length) / devices,
-        hbm,
-        links,
-        flops / chip.flops,
-        hbm / chip.hbm_bandwidth,
-        links / chip.link_bandwidth,
-    )
-
-
-def estimate(tried: Attempt, cost: Costs, chip: chips.Chip) -> list[str]:
+def estimate(tried: Attempt) -> list[str]:
     """The time of a step and of the run, as lines."""
+    cost, chip = tried.costs, tried.chip
     steps, devices = run_steps(tried.settings), math.prod(tried.mesh.values())
     tokens = tried.rows * tried.row_length
     parts = {"products": cost.products, "HBM": cost.hbm, "links": cost.links}
@@ -278,11 +289,11 @@ def _seconds(value: float) -> str:
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
-def host_memory(tried: Attempt, chip: chips.Chip) -> tuple[int, int]:
+def host_memory(tried: Attempt) -> tuple[int, int]:
     """Bytes of a host: (batches made ahead, each the whole global one; its devices' part of a state being saved)."""
     shards, devices = tried.mesh["data"] * tried.mesh["fsdp"], math.prod(tried.mesh.values())
     state = tried.memory.parameters + tried.memory.optimizer
-    return AHEAD * tried.memory.batch * shards, min(devices, chip.devices_a_host) * state
+    return AHEAD * tried.memory.batch * shards, min(devices, tried.chip.devices_a_host) * state
 
 
 # --- what is told ---
@@ -300,7 +311,7 @@ def title(tried: Attempt) -> str:
     )
 
 
-def memory_lines(tried: Attempt, chip: chips.Chip) -> list[str]:
+def memory_lines(tried: Attempt) -> list[str]:
     """Memory a device beside what it has, and whether it fits."""
     memory = tried.memory
     answer = "fits" if tried.fits else "DOES NOT FIT"
@@ -313,39 +324,38 @@ def memory_lines(tried: Attempt, chip: chips.Chip) -> list[str]:
     }
     lines = [f"{name:<12}{size / GIB:>9.3f} GiB" for name, size in sizes.items()]
     lines[3] += f"   of which kept for the backward pass, by shapes: {memory.activations / GIB:.3f} GiB"
-    lines[4] += f"   of {chip.hbm / GIB:.2f} GiB a device: {answer}"
+    lines[4] += f"   of {tried.chip.hbm / GIB:.2f} GiB a device: {answer}"
     return lines
 
 
-def report(tried: Attempt, chip: chips.Chip) -> Iterator[str]:
+def report(tried: Attempt) -> Iterator[str]:
     """Everything about one attempt, line by line."""
     yield title(tried)
-    yield from memory_lines(tried, chip)
-    batches, state = host_memory(tried, chip)
+    yield from memory_lines(tried)
+    batches, state = host_memory(tried)
     yield f"a host      {batches / GIB:>9.3f} GiB of batches made ahead, {state / GIB:.3f} more while saving a state"
     if not tried.compiled:
         yield f"the compiler said: {tried.refusal.splitlines()[0]}"
         return
-    parsed = program.parse(tried.compiled.as_text())
     yield "largest arrays that the step makes:"
-    for made in parsed.buffers():
+    for made in tried.parsed.buffers():
         shape = f"{made.dtype}[{','.join(map(str, made.dims))}]"
         yield f"  {made.bytes / GIB:.3f} GiB  {shape}  {_told(made.op_name, made.source)}"
-    cost = costs(tried, parsed, chip)
+    cost = tried.costs
     yield (
         f"flops of a step, a device: {cost.flops:.4g} = {cost.flops / cost.model_flops:.3f} × the model's own count; "
         f"HBM bytes {cost.hbm_bytes:.4g}"
     )
     if cost.flops > EXCESS * cost.model_flops:
         yield "  more than the model's: the products that most of them are"
-        yield from (f"  {p.flops:.3g}  {_told(p.op_name, p.source)}" for p in parsed.products()[:8])
-    yield from exchange_lines(tried, parsed)
-    yield from estimate(tried, cost, chip)
+        yield from (f"  {p.flops:.3g}  {_told(p.op_name, p.source)}" for p in tried.parsed.products()[:8])
+    yield from exchange_lines(tried)
+    yield from estimate(tried)
 
 
-def exchange_lines(tried: Attempt, parsed: program.Program) -> Iterator[str]:
+def exchange_lines(tried: Attempt) -> Iterator[str]:
     """What devices send each other by kind and axis, beside the least that the sharding of parameters needs."""
-    found = collectives.collectives(parsed, tried.mesh)
+    found = tried.exchanges
     if not found:
         return
     elements = tried.memory.parameters / 4 * tried.mesh["fsdp"]
@@ -386,7 +396,7 @@ def search(planner: Planner) -> Iterator[str]:
     whole = config.Sharding(data=1, fsdp=-1)
     if asked.mesh["fsdp"] < len(planner.devices) and (found := planner.largest(POLICIES[-1], whole)):
         fitting.append(found)
-    for found in sorted(fitting, key=lambda f: costs(f, program.parse(f.compiled.as_text()), planner.chip).high):
+    for found in sorted(fitting, key=lambda f: f.costs.high):
         yield f"  {found.flags}"
 
 
@@ -416,7 +426,7 @@ def sweep(planner: Planner) -> Iterator[str]:
         if found is None:
             tried.append((math.inf, f"{mesh}, rematerialize {policy}: does not fit with one row a device"))
             continue
-        cost = costs(found, program.parse(found.compiled.as_text()), planner.chip)
+        cost = found.costs
         line = (
             f"{_seconds(cost.low):>8} to {_seconds(cost.high):>8}  {found.memory.total / GIB:6.2f} GiB  {found.flags}"
         )
@@ -425,7 +435,7 @@ def sweep(planner: Planner) -> Iterator[str]:
     yield from (line for _, line in sorted(tried))
 
 
-def record(tried: Attempt, chip: chips.Chip) -> dict[str, Any]:
+def record(tried: Attempt) -> dict[str, Any]:
     """One attempt as JSON values; bytes, seconds and operations."""
     found: dict[str, Any] = {
         "model": tried.settings.model.name,
@@ -437,11 +447,10 @@ def record(tried: Attempt, chip: chips.Chip) -> dict[str, Any]:
         "micro_batch": tried.micro_batch,
         "fits": tried.fits,
         "memory": dataclasses.asdict(tried.memory),
-        "hbm": chip.hbm,
+        "hbm": tried.chip.hbm,
     }
     if tried.compiled:
-        cost = costs(tried, program.parse(tried.compiled.as_text()), chip)
-        found["costs"] = {**dataclasses.asdict(cost), "low": cost.low, "high": cost.high}
+        found["costs"] = {**dataclasses.asdict(tried.costs), "low": tried.costs.low, "high": tried.costs.high}
     return found
 
 
@@ -465,14 +474,14 @@ def main(argv: list[str]) -> None:
         for phase in config.phases(settings):
             planner = Planner(settings, phase, known.topology)
             tried = planner.attempt()
-            lines = [report(tried, chip)]
+            lines = [report(tried)]
             if known.sweep:
                 lines.append(sweep(planner))
             elif not known.cycles:
                 lines.append(search(planner))
             for line in itertools.chain.from_iterable(lines):
                 print(line, flush=True)
-            records += [record(found, chip) for found in planner.tried.values()]
+            records += [record(found) for found in planner.tried.values()]
             if known.cycles and tried.compiled:
                 ranked, flops = (
                     cycles.of_compiled(folder, tried.compiled.as_text(), chip),

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxbert import chips, config, plan, program, sharding, step
+from jaxbert import chips, config, plan, sharding, step
 from jaxbert.errors import BadInput
 
 pytestmark = pytest.mark.skipif(
@@ -66,7 +66,7 @@ def test_fsdp_divides_the_state_and_the_operations_are_the_models_own(recipe: st
     assert split.memory.parameters < 0.3 * whole.memory.parameters
     assert split.memory.optimizer < 0.3 * whole.memory.optimizer
     for tried in (whole, split):
-        cost = plan.costs(tried, program.parse(tried.compiled.as_text()), chips.CHIPS["v5e"])
+        cost = tried.costs
         assert 1.0 <= cost.flops / cost.model_flops <= 1.05
         assert 0 < cost.low <= cost.high
 
@@ -81,7 +81,7 @@ def test_running_out_of_memory_is_an_answer(recipe: str, monkeypatch: pytest.Mon
     asked = planner(recipe, "v5e:1x1")
     tried = asked.attempt()
     assert not tried.fits and tried.memory.temporaries == int(step.out_of_memory(said).needed)
-    lines = list(plan.report(tried, asked.chip))
+    lines = list(plan.report(tried))
     assert any("DOES NOT FIT" in line for line in lines) and any("CompileTimeHbmOom" in line for line in lines)
 
 

@@ -14,6 +14,7 @@ from jaxbert.errors import BadInput
 
 SPLITS = ("train", "validation")
 _FEISTEL_ROUNDS = 6
+AHEAD = 8  # batches that `prefetch` holds
 SHARD_BYTES = 256 << 20  # of JSON in a file of documents
 RECORD_OPTIONS = "group_size:64,zstd:1"
 
@@ -364,7 +365,7 @@ class _Steps:
         return self.make_batch(int(step))
 
 
-def prefetch(make_batch: Callable[[int], dict], start: int, stop: int, ahead: int = 8) -> Iterator[dict]:
+def prefetch(make_batch: Callable[[int], dict], start: int, stop: int, ahead: int = AHEAD) -> Iterator[dict]:
     """make_batch(start), …, make_batch(stop − 1) in order, made ahead of time by two threads.
 
     An error inside `make_batch` is raised here. Importing grain takes seconds, hence inside.
