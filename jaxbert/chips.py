@@ -9,6 +9,9 @@ import os
 import re
 from typing import Any
 
+import jax
+from jax.experimental import topologies
+
 from jaxbert.errors import BadInput
 
 
@@ -119,11 +122,7 @@ def open_topology(topology: str) -> tuple[Chip, list[Any]]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compilers may run side by side: none of them has a TPU
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # what libtpu would ask for, in 20 lines of warnings
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    import jax
-    from jax.experimental import topologies
-
     jax.config.update("jax_platforms", "cpu")
-
     package, remedy = ("jax_cuda13_plugin", "'jaxbert[cuda]'") if chip.name == "h100" else ("libtpu", "'jaxbert[tpu]'")
     if importlib.util.find_spec(package) is None:
         raise BadInput(f"topology: compiling for {topology} needs {package}; pip install {remedy}")

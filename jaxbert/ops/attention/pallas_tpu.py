@@ -207,6 +207,11 @@ def _own_lanes(x_TE: jax.Array, head: int, static: Static) -> jax.Array:
     return jnp.where(own, x_TE, jnp.zeros_like(x_TE))
 
 
+def _rows(unit: Any, count: int = 1) -> Any:
+    """Where `count` units lie from this one on."""
+    return pl.ds(pl.multiple_of(unit * UNIT, UNIT), count * UNIT)
+
+
 def _units(ref: Any, first: Any, count: int, rows: slice = slice(None)) -> jax.Array:
     """`count` units of a reference (units, rows, 128), side by side on the lanes."""
     return jnp.concatenate([ref[first + n, rows] for n in range(count)], axis=1)
@@ -354,14 +359,14 @@ def _forward_kernel(
     def _() -> None:
         @pl.loop(0, plan.major)
         def _(unit: Any) -> None:
-            v_units[unit] = v_SE[pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)].T
+            v_units[unit] = v_SE[_rows(unit)].T
 
     def update(units: list[Any], width: int, unit: Any, count: int, masked: bool) -> None:
         """`width` units of queries from each of these, and `count` units of keys."""
-        k = k_SE[pl.ds(pl.multiple_of(unit * UNIT, UNIT), count * UNIT)]
+        k = k_SE[_rows(unit, count)]
 
         def scores(own: Any, head: int) -> jax.Array:
-            q = own_q_HTE[head, pl.ds(pl.multiple_of(own * UNIT, UNIT), width * UNIT)]
+            q = own_q_HTE[head, _rows(own, width)]
             scores_ST = _product(k, q, (1, 1)) * factor
             if not masked:
                 return scores_ST
@@ -507,16 +512,7 @@ def _backward_kernel(
     @pl.when(i == 0)
     def _() -> None:
         dq_units[...] = jnp.zeros_like(dq_units)
-
-        @pl.loop(0, plan.major)
-        def _(unit: Any) -> None:
-            rows = pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)
-            q_units[unit], gradient_units[unit] = q_TE[rows].T, gradient_TE[rows].T
-            inner = (gradient_TE[rows].astype(jnp.float32) * out_TE[rows].astype(jnp.float32)).T
-            for head in range(heads):
-                own = inner[head * H : (head + 1) * H]
-                statistics[unit, pl.ds(heads + head, 1)] = jnp.sum(own, axis=0, keepdims=True)
-                statistics[unit, pl.ds(head, 1)] = log_sum_HT[pl.ds(head, 1), rows]
+        _read_queries(static, q_TE, gradient_TE, out_TE, log_sum_HT, q_units, gradient_units, statistics)
 
     dk_units[...], dv_units[...] = jnp.zeros_like(dk_units), jnp.zeros_like(dv_units)
     for head in range(heads):
@@ -526,10 +522,10 @@ def _backward_kernel(
 
     def update(own: Any, count: int, units: list[Any], width: int, masked: bool) -> None:
         """`count` units of keys, and `width` units of queries from each of these."""
-        keys = pl.ds(pl.multiple_of(own * UNIT, UNIT), count * UNIT)
+        keys = _rows(own, count)
 
         def products(unit: Any, head: int) -> tuple[jax.Array, jax.Array]:
-            queries = pl.ds(pl.multiple_of(unit * UNIT, UNIT), width * UNIT)
+            queries = _rows(unit, width)
             scores_ST = _product(own_k_HSE[head, keys], q_TE[queries], (1, 1)) * factor
             dp_ST = _product(own_v_HSE[head, keys], gradient_TE[queries], (1, 1))
             if masked:
@@ -566,5 +562,28 @@ def _backward_kernel(
     def _() -> None:
         @pl.loop(0, plan.major)
         def _(unit: Any) -> None:
-            rows = pl.ds(pl.multiple_of(unit * UNIT, UNIT), UNIT)
-            dq_TE[rows] = (dq_units[unit].T * static.scale).astype(dq_TE.dtype)
+            dq_TE[_rows(unit)] = (dq_units[unit].T * static.scale).astype(dq_TE.dtype)
+
+
+def _read_queries(
+    static: Static,
+    q_TE: Any,
+    gradient_TE: Any,
+    out_TE: Any,
+    log_sum_HT: Any,
+    q_units: Any,
+    gradient_units: Any,
+    statistics: Any,
+) -> None:
+    """Fills the backward kernel's last three from the first four: what it reads of queries, transposed."""
+    heads, H = static.heads, static.head_size
+
+    @pl.loop(0, q_units.shape[0])
+    def _(unit: Any) -> None:
+        rows = _rows(unit)
+        q_units[unit], gradient_units[unit] = q_TE[rows].T, gradient_TE[rows].T
+        inner = (gradient_TE[rows].astype(jnp.float32) * out_TE[rows].astype(jnp.float32)).T
+        for head in range(heads):
+            own = inner[head * H : (head + 1) * H]
+            statistics[unit, pl.ds(heads + head, 1)] = jnp.sum(own, axis=0, keepdims=True)
+            statistics[unit, pl.ds(head, 1)] = log_sum_HT[pl.ds(head, 1), rows]
