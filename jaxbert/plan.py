@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from jaxbert import chips, collectives, config, cycles, objectives, program, sharding, step
+from jaxbert import chips, collectives, config, cycles, objectives, program, recipe_files, sharding, step
 from jaxbert.data.source import AHEAD
 from jaxbert.errors import BadInput, run
 
@@ -456,7 +456,7 @@ def record(tried: Attempt) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """The command; see the module's docstring."""
-    parser = config.command_parser("python -m jaxbert.plan", __doc__.splitlines()[0])
+    parser = recipe_files.command_parser("python -m jaxbert.plan", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--topology", required=True, metavar="CHIP:AxB", help="v5e:16x16, v5p:4x4x4, h100:8, …")
     parser.add_argument("--sweep", action="store_true", help="rank meshes and micro-batches: many compilations")
@@ -464,7 +464,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path)
     known, overrides = parser.parse_known_args(argv)
     chip, _ = chips.parse(known.topology)
-    settings = config.resolve(config.load(known.config, overrides))
+    settings = config.resolve(recipe_files.load(known.config, overrides))
     if known.cycles and not chip.matrix_units:
         raise BadInput(f"--cycles: reads programs of TPUs, not of {chip.name}; leave it out")
     with tempfile.TemporaryDirectory() as folder:

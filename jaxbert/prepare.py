@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from jaxbert import config as recipes
-from jaxbert import errors
+from jaxbert import errors, recipe_files
 from jaxbert.config import Config, Corpus, Weight
 from jaxbert.data import (
     across,
@@ -74,7 +74,7 @@ TOOLS = ("jaxbert", "numpy", "array_record", "tokenizers", "sentencepiece", "ftf
 
 def main(argv: list[str]) -> None:
     """The command. Raises BadInput for a recipe, an input or a disk that cannot work."""
-    parser = recipes.command_parser("python -m jaxbert.prepare", __doc__.splitlines()[0])
+    parser = recipe_files.command_parser("python -m jaxbert.prepare", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="a recipe file; its fields: --config.section.field=value")
     parser.add_argument("--workers", type=int, help="processes (corpus.workers); the result does not depend on it")
     parser.add_argument("--keep-rejected", action="store_true", help="also write rejected documents, with the reason")
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
                         "processes here, or Apache Beam, whose own options follow a --")  # fmt: skip
     ours, of_beam = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     flags, overrides = parser.parse_known_args(ours)
-    config = recipes.resolve(recipes.load(flags.config, overrides))
+    config = recipes.resolve(recipe_files.load(flags.config, overrides))
     workers = flags.workers if flags.workers is not None else config.corpus.workers
     if workers < 0:
         raise BadInput(f"--workers: {workers}; give 1 or more, or 0 for one a core")

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbert import checkpoint, config, metrics, objectives, phases, runs, sharding
+from jaxbert import checkpoint, config, metrics, objectives, phases, recipe_files, runs, sharding
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
@@ -292,11 +292,11 @@ class _Loop:
 
 def main(argv: list[str]) -> None:
     """The command; see the module's docstring."""
-    parser = config.command_parser("python -m jaxbert.train", __doc__.splitlines()[0])
+    parser = recipe_files.command_parser("python -m jaxbert.train", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
     known, overrides = parser.parse_known_args(argv)
-    settings = config.resolve(config.load(known.config, overrides))
+    settings = config.resolve(recipe_files.load(known.config, overrides))
     train(settings, Path(known.workdir))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbert import config
+from jaxbert import config, recipe_files
 from jaxbert.errors import BadInput
 
 RECIPE = """
@@ -25,7 +25,7 @@ def recipe(tmp_path: Path) -> str:
 
 
 def load(recipe: str, *overrides: str) -> config.Config:
-    return config.resolve(config.load(recipe, overrides))
+    return config.resolve(recipe_files.load(recipe, overrides))
 
 
 def test_a_named_size_fills_the_fields_that_are_left_open(recipe: str) -> None:
@@ -84,7 +84,10 @@ def test_seeds_derive_from_the_seed_unless_given(recipe: str) -> None:
 def test_a_wrong_override_ends_with_exit_code_2_and_names_the_field_and_the_nearest(
     recipe: str, override: str, says: list[str]
 ) -> None:
-    program = "from jaxbert import config, errors; errors.run(lambda argv: config.load(argv[0], argv[1:]) and None)"
+    program = (
+        "from jaxbert import errors, recipe_files\n"
+        "errors.run(lambda argv: recipe_files.load(argv[0], argv[1:]) and None)"
+    )
     done = subprocess.run([sys.executable, "-c", program, recipe, override], capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode == 2, output
@@ -97,7 +100,7 @@ def test_a_wrong_type_in_the_recipe_is_named(tmp_path: Path) -> None:
     path = tmp_path / "r.py"
     path.write_text("from jaxbert.config import *\ndef get_config(): return Config(train=Train(steps='7'))")
     with pytest.raises(BadInput, match=r"train.steps: '7' is not int"):
-        config.load(str(path))
+        recipe_files.load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -112,9 +115,9 @@ def test_a_broken_recipe_file_is_named(tmp_path: Path, text: str, says: str) -> 
     path = tmp_path / "r.py"
     path.write_text(text)
     with pytest.raises(BadInput, match=says):
-        config.load(str(path))
+        recipe_files.load(str(path))
     with pytest.raises(BadInput, match="there is no recipe file"):
-        config.load(str(tmp_path / "absent.py"))
+        recipe_files.load(str(tmp_path / "absent.py"))
 
 
 def test_a_recipe_survives_json(recipe: str) -> None:
@@ -124,4 +127,4 @@ def test_a_recipe_survives_json(recipe: str) -> None:
 
 def test_every_recipe_of_the_repository_loads() -> None:
     for path in sorted((Path(__file__).parent.parent / "configs").glob("*.py")):
-        assert isinstance(config.load(str(path)), config.Config), path
+        assert isinstance(recipe_files.load(str(path)), config.Config), path

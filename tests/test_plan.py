@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxbert import chips, config, plan, sharding, step
+from jaxbert import chips, config, plan, recipe_files, sharding, step
 from jaxbert.errors import BadInput
 
 pytestmark = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def planner(recipe: str, topology: str, *overrides: str) -> plan.Planner:
-    settings = config.resolve(config.load(recipe, overrides))
+    settings = config.resolve(recipe_files.load(recipe, overrides))
     return plan.Planner(settings, config.phases(settings)[0], topology)
 
 
@@ -117,7 +117,7 @@ def test_the_sweep_ranks_meshes_and_names_the_flags_of_each(recipe: str, monkeyp
 
 
 def test_meshes_use_all_devices_and_split_heads_evenly(recipe: str) -> None:
-    settings = config.resolve(config.load(recipe))
+    settings = config.resolve(recipe_files.load(recipe))
     for devices in (4, 16, 256):
         found = plan.meshes(settings, devices)
         assert len(set(found)) == len(found) and config.Sharding(devices, 1, 1) in found

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jaxbert import config as recipes
-from jaxbert import prepare
+from jaxbert import prepare, recipe_files
 from jaxbert.convert import tokenizer as convert_tokenizer
 from jaxbert.data import engines, packing, source, stages, train_tokenizer
 from jaxbert.data import tokenizer as tokenizers
@@ -50,7 +50,7 @@ def place(tmp_path):
 
 
 def load(place, *overrides):
-    return recipes.resolve(recipes.load(str(place / "recipe.py"), overrides))
+    return recipes.resolve(recipe_files.load(str(place / "recipe.py"), overrides))
 
 
 def run(place, *overrides, **options):
@@ -316,8 +316,9 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bytes(
     started = time.monotonic()
     subprocess.run(commands["whole"], check=True, capture_output=True)
     duration, choose = time.monotonic() - started, random.Random(0)
-    whole, tokenizer, kills = digest(tmp_path / "whole"), tmp_path / "killed/tokenizer/tokenizer.json", 0
-    trained = None  # when the tokenizer was, once it is finished
+    whole, kills = digest(tmp_path / "whole"), 0
+    tokenizer, finished = tmp_path / "killed/tokenizer/tokenizer.json", tmp_path / "killed/stages/tokenizer.json"
+    trained = None  # when the tokenizer was, once its stage is finished: a folder without a record is made again
     while kills < 7:
         process = subprocess.Popen(commands["killed"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
@@ -327,7 +328,7 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bytes(
             process.communicate()  # returns only when the workers, which share stderr, are gone too
             kills += 1
             assert trained in (None, tokenizer.stat().st_mtime_ns)
-            trained = tokenizer.stat().st_mtime_ns if tokenizer.exists() else None
+            trained = tokenizer.stat().st_mtime_ns if finished.exists() else None
         else:  # it was faster: a whole corpus; begin again
             assert digest(tmp_path / "killed") == whole
             shutil.rmtree(tmp_path / "killed")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxbert import config, prepare, recipes
+from jaxbert import config, prepare, recipe_files, recipes
 from jaxbert.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,7 @@ SHORT = ("cs", "de", "nl", "no", "pt", "tr")
 
 
 def load(recipe: str, *overrides: str) -> config.Config:
-    return config.resolve(config.load(str(ROOT / "configs" / recipe), overrides))
+    return config.resolve(recipe_files.load(str(ROOT / "configs" / recipe), overrides))
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
@@ -45,7 +45,7 @@ def test_a_short_recipe_has_at_most_15_lines(name: str) -> None:
 def test_the_recipe_of_the_document_on_new_languages_is_one(tmp_path: Path) -> None:
     document = (ROOT / "docs/new-language.md").read_text("utf-8")
     (tmp_path / "da.py").write_text(re.findall(r"```python\n(.*?)```", document, re.S)[0], "utf-8")
-    prepare.check_recipe(config.resolve(config.load(str(tmp_path / "da.py"))))
+    prepare.check_recipe(config.resolve(recipe_files.load(str(tmp_path / "da.py"))))
 
 
 @pytest.mark.parametrize("machine", recipes.MACHINES)

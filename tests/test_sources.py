@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxbert import config as recipes
-from jaxbert import prepare, runs
+from jaxbert import prepare, recipe_files, runs
 from jaxbert.config import Clean, Config, Corpus, Data, Evaluation, Model, Source, Tokenizer, Train
 from jaxbert.data import engines, source
 from jaxbert.errors import BadInput
@@ -46,7 +46,7 @@ def settings(place, *sources, directory="corpus", **corpus):
 
 def run(place, *sources, **given):
     config = settings(place, *sources, **given)
-    recipes.validate(config)
+    recipe_files.validate(config)
     prepare.check_recipe(config)
     return prepare.prepare(config)
 
@@ -281,16 +281,16 @@ TEMPLATE = (
 def test_a_source_that_cannot_work_is_named(tmp_path, corpus, says):
     (tmp_path / "recipe.py").write_text(TEMPLATE.format(corpus))
     with pytest.raises(BadInput, match=says):
-        recipes.load(str(tmp_path / "recipe.py"))
+        recipe_files.load(str(tmp_path / "recipe.py"))
 
 
 def test_a_recipe_with_sources_takes_flags_for_all_else(tmp_path):
     (tmp_path / "recipe.py").write_text(TEMPLATE.format("sources=(Source(('a', 'b'), weight=2, clean=Clean()),)"))
-    load = recipes.load(str(tmp_path / "recipe.py"), ["--config.corpus.language=gl", "--config.corpus.input=x"])
+    load = recipe_files.load(str(tmp_path / "recipe.py"), ["--config.corpus.language=gl", "--config.corpus.input=x"])
     assert load.corpus.sources == (Source(("a", "b"), weight=2, clean=Clean()),) and load.corpus.input == ("x",)
     with pytest.raises(BadInput, match=r"corpus\.sources is given in a recipe file alone"):
-        recipes.load(str(tmp_path / "recipe.py"), ["--config.corpus.sources=x"])
-    assert isinstance(load.model, Model) and "corpus.sources" not in recipes.help_text()
+        recipe_files.load(str(tmp_path / "recipe.py"), ["--config.corpus.sources=x"])
+    assert isinstance(load.model, Model) and "corpus.sources" not in recipe_files.help_text()
 
 
 @pytest.mark.parametrize(

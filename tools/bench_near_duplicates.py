@@ -27,6 +27,7 @@ import numpy as np
 from bench_train import machine, measure, show
 
 from jaxbert import config as recipes
+from jaxbert import recipe_files
 from jaxbert.data import clean, near, readers, stages
 
 THRESHOLD, WORDS, LEAST_WORDS, ROUNDS = 0.8, 5, 8, 5
@@ -35,7 +36,7 @@ BINS = (0.5, 0.7, 0.78, 0.8, 0.82, 0.85, 0.9, 0.95, 1.01)
 
 def real_documents(recipe: str, count: int) -> list[str]:
     """Cleaned texts of at least LEAST_WORDS words, none twice, evenly from the sources."""
-    corpus = recipes.resolve(recipes.load(recipe)).corpus
+    corpus = recipes.resolve(recipe_files.load(recipe)).corpus
     steps = dataclasses.replace(corpus.clean, identify_language=False, duplicates="document")
     corpus = dataclasses.replace(corpus, clean=steps)
     seen: set[str] = set()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxbert import card, config, phases, prepare, runs, train
+from jaxbert import card, config, phases, prepare, recipe_files, runs, train
 from jaxbert.config import Config, Corpus, Data, Evaluation, Phase, Schedule, Source, Tokenizer, Train, Weight
 from jaxbert.data import source, trace
 from jaxbert.errors import BadInput
@@ -457,7 +457,7 @@ TEMPLATE = (
 def test_a_phase_that_cannot_work_is_named(tmp_path, given, says):
     (tmp_path / "r.py").write_text(TEMPLATE.format("accumulate=4", given))
     with pytest.raises(BadInput, match=says):
-        config.load(str(tmp_path / "r.py"))
+        recipe_files.load(str(tmp_path / "r.py"))
 
 
 def test_a_field_of_a_phase_is_a_flag_and_the_list_is_not(tmp_path):
@@ -465,16 +465,16 @@ def test_a_field_of_a_phase_is_a_flag_and_the_list_is_not(tmp_path):
         TEMPLATE.format("batch_size=32", "Phase(until=0.5), Phase(row_length=512, weights=(Weight('a', 2),))")
     )
     flags = ["--config.train.phases.0.until=4", "--config.train.phases.1.weights.0.weight=8", "--config.train.steps=9"]
-    settings = config.resolve(config.load(str(tmp_path / "r.py"), flags))
+    settings = config.resolve(recipe_files.load(str(tmp_path / "r.py"), flags))
     first, second = settings.train.phases
     assert (first.until, first.row_length, first.batch_size) == (4, 128, 32)
     assert second == Phase(1.0, 512, 8, (Weight("a", 8.0),))
     assert config.from_dict(json.loads(json.dumps(config.to_dict(settings)))) == settings
     for flag in ("--config.train.phases=x", "--config.train.phases.2.until=3"):
         with pytest.raises(BadInput, match=r"train\.phases is given in a recipe file alone.*phases\.0\.FIELD"):
-            config.load(str(tmp_path / "r.py"), [flag])
+            recipe_files.load(str(tmp_path / "r.py"), [flag])
     with pytest.raises(BadInput, match=r"phases is given in a recipe file alone"):
-        config.load(str(tmp_path / "r.py"), ["--config.train.phases.0.untl=3"])
+        recipe_files.load(str(tmp_path / "r.py"), ["--config.train.phases.0.untl=3"])
 
 
 @pytest.mark.parametrize(
