@@ -139,6 +139,8 @@ def validate(config: Config) -> None:
         "evaluation.batch_size": (1, 2**20),
         "checkpoint.every": (1, 2**31),
         "checkpoint.keep_last": (1, 2**16),
+        "checkpoint.keep_every": (0, 2**31),
+        "checkpoint.max_failures": (0, 2**16),
         "corpus.validation_share": (0.0, 0.9),
         "optimizer.learning_rate": (0.0, 1e3),
         "optimizer.beta1": (0.0, 1.0),
@@ -151,6 +153,11 @@ def validate(config: Config) -> None:
     if config.train.batch_size % config.train.accumulate:
         raise BadInput(
             f"train.accumulate: {config.train.accumulate} does not divide train.batch_size {config.train.batch_size}"
+        )
+    if config.checkpoint.keep_every % config.checkpoint.every:
+        raise BadInput(
+            f"checkpoint.keep_every: {config.checkpoint.keep_every} is no multiple of checkpoint.every "
+            f"{config.checkpoint.every}, so nothing would be saved there; choose one, or 0"
         )
     _check_sources(config.corpus)
     if config.tokenizer.kind == "folder" and not config.tokenizer.folder:

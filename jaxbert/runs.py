@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from jaxbert import checkpoint, objectives
@@ -30,7 +31,10 @@ MAY_CHANGE = (
     "train.bad_step",
     "train.max_skipped",
     "train.check_first_loss",
-    "checkpoint.",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
+    "checkpoint.max_failures",
     "evaluation.every",
     "evaluation.rows",
     "evaluation.batch_size",
@@ -40,6 +44,19 @@ MAY_CHANGE = (
 )
 # With these, phases that no step was made in yet may change, too.
 MAY_CHANGE_UNDER_WSD = ("train.steps", "train.tokens", "train.epochs")  # the rate before the decay depends on no length
+
+
+def checkpoints_of(workdir: Path, config: configs.Config) -> epath.Path:
+    """Where the checkpoints of a run are: `checkpoint.directory`, or in the run directory."""
+    return checkpoint.absolute(config.checkpoint.directory or workdir / "checkpoints")
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether a directory has the config.json of a run (a transformers folder has another)."""
+    try:
+        return "checkpoint" in json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
@@ -65,7 +82,7 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
         changed = [d for d in configs.differences(old, new) if not d[0].startswith(allowed)]
         if old["train"]["phases"] != new["train"]["phases"]:
             # What is to come may change as the length may; what was read may not.
-            done = max(checkpoint.steps_in(workdir / "checkpoints"), default=0) if constant else math.inf
+            done = max(checkpoint.steps_in(checkpoints_of(workdir, config)), default=0) if constant else math.inf
             was = configs.from_dict(old)
             if _phases(was, done) != _phases(config, done):
                 changed += configs.differences(_phases(was), _phases(config))
@@ -141,7 +158,7 @@ def load_run(workdir: str | Path, step: str = "latest") -> Run:
     config = configs.from_dict(_read_config(workdir))
     tokenizer = TextTokenizer.load(workdir / "tokenizer")
     objective = objectives.for_tokenizer(config, tokenizer)
-    directory = (workdir / "checkpoints").absolute()
+    directory = checkpoints_of(workdir, config)
     steps = checkpoint.steps_in(directory)
     if not steps:
         raise BadInput(f"{directory} has no checkpoint; train first, or for longer than checkpoint.every steps")

@@ -6,7 +6,6 @@ objective: it sees a pytree, `objective.loss`, and batches that are a pure funct
 
 import dataclasses
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbert import checkpoint, config, metrics, objectives, phases, recipe_files, runs, sharding
+from jaxbert import checkpoint, config, metrics, objectives, phases, preemption, recipe_files, runs, sharding
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
-from jaxbert.errors import BadInput, Diverged, run
+from jaxbert.errors import BadInput, Diverged, StartAgain, run
 from jaxbert.evaluate import held_out
 from jaxbert.phases import Plan
 from jaxbert.prepare import load_corpus
@@ -79,11 +78,11 @@ def _step_flops(objective: Any, feed: Feed) -> float:
     return sum(share * objective.step_flops(size, length) for size, length, share in feed.shapes())
 
 
-def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
+def train(settings: config.Config, workdir: Path, notice: preemption.Notice | None = None) -> dict[str, Any]:
     """Train (or go on training) a resolved recipe in `workdir`; returns what summary.json holds.
 
-    Raises BadInput, or Diverged for an impossible first loss, a bad step under `train.bad_step = "stop"`, or more than
-    `train.max_skipped` bad steps in a row.
+    Raises BadInput, StartAgain after a `notice` that the machine is taken back, or Diverged for an impossible first
+    loss, a bad step under `train.bad_step = "stop"`, or more than `train.max_skipped` bad steps in a row.
     """
     if computes_on_cpu():
         keep_freed_memory()
@@ -104,7 +103,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         return in_parts(batch, settings.train.accumulate)
 
     runs.open_run(workdir, settings, corpus_directory)
-    saves = checkpoint.Checkpoints(workdir / "checkpoints", settings.checkpoint)
+    saves = checkpoint.Checkpoints(runs.checkpoints_of(workdir, settings), settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
         compiled: dict[tuple[int, ...], Any] = {}  # by the shape of a batch's rows
@@ -132,25 +131,27 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             lambda model: held_out(objective, score, model, validation, batch_size, limit),
             [_step_flops(objective, part.feed) / peak for part in plan.stretches],
             restored is None and not settings.model.initialize_from,
-            {name: memory[name] for name in ("tokens", "sums")},
+            {name: memory[name] for name in ("tokens", "sums", "owed") if name in memory},
+            notice or preemption.Notice(),
         )
         try:
             need = max(map(memory_needed, compiled.values()))
             _say_what_runs(display, settings, mesh, plan, step.abstract, need, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
             if restored:
-                display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
+                again = f"; {writer.redone:,} logged steps are done again" if writer.redone else ""
+                display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else again))
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
             loop.run(compiled, state, batches, step.rows, start)
+            if start < plan.steps:
+                saves.finish(plan.steps)
         finally:
             display.close()
             writer.close()
             saves.close()
-    if not loop.last:  # the run was finished before
-        return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     summary = {
         "steps": plan.steps,
         "parameters": count_parameters(step.abstract["model"], plan.vocab_size),
-        **loop.last,
+        **writer.last,
     }
     runs.write_json(workdir / "summary.json", summary)
     return summary
@@ -194,15 +195,20 @@ class _Loop:
     evaluate: Callable[[Any], dict[str, float]]  # model → held-out metrics
     step_flops: list[float]  # by phase: model flops of a mean step, as a share of what the devices do in a second
     fresh: bool  # neither resumed nor initialized from another run
-    memory: dict[str, Any]  # saved with each checkpoint: tokens so far, and the sums since the last log line
+    # Saved with each checkpoint: tokens so far, the sums since the last log line, whether its held-out score is owed.
+    memory: dict[str, Any]
+    notice: preemption.Notice
     clock: float = 0.0  # when the present window began
     waited: float = 0.0  # seconds of it that went into waiting for data
     timed: tuple[int, int] = (0, 0)  # steps and tokens of it in this process (a resumed window began in another)
-    last: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # newest record of each split
 
     def run(self, updates: dict[tuple[int, ...], Any], state: State, batches: Any, place: Any, start: int) -> State:
         """Steps start … plan.steps − 1; `updates`: the compiled step for each shape of rows."""
         settings, previous = self.settings, None
+        scored = self.writer.last.get("validation", {}).get("step") == start
+        if self.memory.pop("owed", False) and not scored:
+            self._held_out(start, state["model"])
+        self.notice.begin()
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
             before = time.perf_counter()
@@ -213,13 +219,17 @@ class _Loop:
                 self._account(*previous)
             previous, done = (step, told), step + 1
             end = done == self.plan.steps
+            stop = not end and self.notice.reached(done)
             evaluate, save = (end or done % n == 0 for n in (settings.evaluation.every, settings.checkpoint.every))
-            if evaluate or save:
+            if evaluate or save or stop:
                 self._account(*previous)
                 previous, paused = None, time.perf_counter()
-                held_out = self._held_out(done, state["model"]) if evaluate else None
-                if save:
-                    self.saves.save(done, state, {"step": done, **self.memory}, held_out)
+                owed = {"owed": True} if evaluate and stop else {}  # seconds are left: the next process scores it
+                held_out = self._held_out(done, state["model"]) if evaluate and not stop else None
+                if save or stop:
+                    self.saves.save(done, state, {"step": done, **self.memory, **owed}, held_out)
+                if stop:
+                    raise StartAgain(f"preempted after step {done:,}: {self.saves.last_words(done)}")
                 self.clock += time.perf_counter() - paused  # tokens/s are of training alone
             self.display.advance(done)
         return state
@@ -263,7 +273,6 @@ class _Loop:
         return record["loss"]
 
     def _tell(self, step: int, split: str, record: dict[str, Any]) -> None:
-        self.last[split] = {"step": step, **record}
         self.writer.write(step, split, record)
         self.display.log(step, split, record)
 
@@ -297,7 +306,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR")
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
-    train(settings, Path(known.workdir))
+    with preemption.listen() as notice:
+        train(settings, Path(known.workdir), notice)
 
 
 if __name__ == "__main__":
