@@ -22,6 +22,7 @@ from jaxbert.config import Checkpoint
 from jaxbert.errors import BadInput
 
 log = logging.getLogger("jaxbert")
+INSTALL = "pip install gcsfs for gs://"
 LOOP = "loop"  # beside the state's own keys: what the loop knows, as JSON
 
 
@@ -309,7 +310,7 @@ def _check_writable(directory: epath.Path) -> None:
         if jax.process_index() == 0:
             probe.write_text("")
     except ImportError as error:
-        problem = f"{error}; pip install gcsfs (gs://) or s3fs (s3://)"
+        problem = f"{error}; {INSTALL}"
     except Exception as error:  # every file system has its own for what it does not allow
         problem = f"{_root_cause(error)}; give this account the right to write there, or choose another"
     if problem := _of_all_processes(problem):

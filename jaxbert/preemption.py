@@ -22,7 +22,7 @@ class Notice:
 
     def __init__(self) -> None:
         """Nothing has come, and no step has begun."""
-        self._come = self._stepping = False
+        self.come = self._stepping = False
         self._lock = threading.Lock()  # what came before `begin` ends the process, what comes after does not
 
     def begin(self) -> None:
@@ -33,7 +33,7 @@ class Notice:
     def reached(self, step: int) -> bool:
         """Whether to save now and end; all processes get the same answer, so each asks after every step."""
         if jax.process_count() == 1:
-            return self._come
+            return self.come
         return multihost_utils.reached_preemption_sync_point(step)
 
     def _watch(self, pipe: int, tell_jax: Callable[[int], None] | None) -> None:
@@ -45,7 +45,7 @@ class Notice:
                 if not self._stepping:
                     os.write(2, b"error: preempted before the first step; start this process again\n")
                     os._exit(START_AGAIN)
-                self._come = True
+                self.come = True
             if tell_jax is not None:
                 tell_jax(signal.SIGTERM)
         os.close(pipe)
@@ -69,7 +69,9 @@ def listen() -> Iterator[Notice]:
         yield notice
     finally:
         signal.set_wakeup_fd(pipe_before)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        # One more must not change how a process ends that is on its way out.
+        after = signal.SIG_IGN if notice.come else signal.SIG_DFL if before is None else before
+        signal.signal(signal.SIGTERM, after)
         os.close(said)
 
 

@@ -228,6 +228,7 @@ class _Loop:
                 held_out = self._held_out(done, state["model"]) if evaluate and not stop else None
                 if save or stop:
                     self.saves.save(done, state, {"step": done, **self.memory, **owed}, held_out)
+                    runs.publish(self.writer.path.parent, settings)
                 if stop:
                     raise StartAgain(f"preempted after step {done:,}: {self.saves.last_words(done)}")
                 self.clock += time.perf_counter() - paused  # tokens/s are of training alone
