@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+from jax._src import distributed as _jax_distributed  # its client: the coordination service's barriers
 
 from jaxbert import config, errors, progress, rollcall
 from jaxbert.errors import FAULT, BadInput, StartAgain, ending
@@ -36,6 +37,7 @@ GRACE = 10.0  # seconds that a process has to end by itself when it hears that a
 LINGER = 2.0  # seconds that process 0 stays, so that its last word arrives before its connections close
 HEARTBEAT_TIMEOUT = 60  # seconds, of jaxlib: after ours, so that a name is known
 SHUTDOWN_TIMEOUT = 300  # seconds that a finished process waits for the others, which may still save
+_A_DAY = 86_400_000  # milliseconds
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -244,13 +246,15 @@ class Team:
             time.sleep(self.peers.silence + 5 if isinstance(error, jax.errors.JaxRuntimeError) else 3)
         self._last.acquire()
         self._leaving = True
-        if known is None:
-            traceback.print_exception(error)
-        code, _ = known or (FAULT, "")
+        code = known[0] if known else FAULT
         self._tell(ended=code, of=self.place.process, text=str(error) or type(error).__name__)
         self._wait_for_others(GRACE + LINGER)
         sys.stdout.flush()
-        errors.end(error)
+        if known:
+            errors.end(error)
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(FAULT)
 
     def leave(self) -> None:
         """The end of a finished run: all wait for each other, and none is missed."""
@@ -316,6 +320,17 @@ def _initialize(place: Place, timeout: float) -> None:
     )
     if told or len(counts) != place.processes:
         raise BadInput(told or f"--processes: {place.processes}, but jax sees devices of {len(counts)} processes")
+
+
+def meet(where: str) -> None:
+    """Wait until all processes of the run are at this place, by name; alone, nothing happens.
+
+    Before programs that exchange data for the first time: gloo gives up a connection (on CPUs) whose other end does not
+    come within 30 s, and processes do not read, compile and start threads equally fast. Lost peers end the wait as they
+    end everything, and the watchdog's phase limits it.
+    """
+    if jax.process_count() > 1:
+        _jax_distributed.global_state.client.wait_at_barrier(f"jaxbert/{where}", _A_DAY)
 
 
 @contextlib.contextmanager

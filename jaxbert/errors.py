@@ -38,8 +38,8 @@ def ending(error: BaseException) -> tuple[int, str] | None:
 
 
 def end(error: BaseException) -> NoReturn:
-    """End the process from any thread, now, as `run` would: one line and the exit code. No other line follows it."""
-    code, line = ending(error) or (FAULT, f"{type(error).__name__}: {error}")
+    """End the process from any thread, now, as `run` would for an error of `ending`: the line is the last one."""
+    code, line = ending(error)  # type: ignore[misc]
     os.write(2, f"{line}\n".encode())
     os._exit(code)
 

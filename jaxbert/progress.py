@@ -91,7 +91,7 @@ def watched(workdir: Path, process: int, processes: int, limits: Limits, end: Ca
         while not stop.wait(0.5):
             if (reason := overdue(_now, limits, time.monotonic())) is not None:
                 faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-                end(reason)
+                return end(reason)
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_EVERY):

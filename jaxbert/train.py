@@ -125,6 +125,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
                 if (shape := batch["input_ids_BT"].shape) not in compiled:
                     compiled[shape] = step.compile(batch)
+        distributed.meet("compiled")
         progress.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
@@ -155,6 +156,7 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             if restored:
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
+            distributed.meet("ready")
             loop.run(compiled, state, batches, step.rows, start)
         finally:
             display.close()
