@@ -104,6 +104,10 @@ class Peers:
         """Whether its silence would be a loss."""
         return number in self._heard
 
+    def beats(self, number: int, clock: float) -> bool:
+        """Whether it was heard within the last few beats."""
+        return number in self._heard and clock - self._heard[number] < 5 * BEAT_EVERY
+
     def lost(self, clock: float) -> int | None:
         """The number of a peer that has been silent for too long.
 
@@ -129,7 +133,8 @@ class Team:
         self.place, self.wires, self.listener = place, wires, listener
         self.peers = Peers(list(wires), silence, time.monotonic())
         self._ended: tuple[float, str] | None = None  # when, and what, a peer said before it ended by an error
-        self._leaving = self._done = False
+        self._leaving = self._done = False  # by an error; all finished
+        self._stop = threading.Event()
         self._last = threading.Lock()  # taken by the thread that ends the process, and never given back
         self._thread = threading.Thread(target=self._run, name="jaxbert-peers", daemon=True)
         self._thread.start()
@@ -141,7 +146,7 @@ class Team:
                 selector.register(wire, selectors.EVENT_READ, number)
             if self.listener is not None:
                 selector.register(self.listener, selectors.EVENT_READ)
-            while self.wires:
+            while self.wires and not self._stop.is_set():
                 events, now = selector.select(0.5), time.monotonic()
                 for key, _ in events:
                     if key.fileobj is self.listener:
@@ -202,7 +207,7 @@ class Team:
         while time.monotonic() < deadline and not wire.closed:
             for hello in wire.receive():
                 number, name = hello.get("process"), hello.get("who")
-                if number == 0 or self.peers.expected(number):
+                if number == 0 or self.peers.beats(number, now):
                     wire.send(refused=rollcall.twins(number, "one that trains already", f"{name}"))
                 deadline = now
             time.sleep(0.02)
@@ -261,7 +266,8 @@ class Team:
         self._tell(ended=0, of=self.place.process, text="done")
         self._done = True
         jax.distributed.shutdown()
-        self._leaving = True
+        self._stop.set()
+        self._thread.join()
         for wire in list(self.wires.values()):
             wire.close()
 
@@ -350,6 +356,6 @@ def joined(
         try:
             _initialize(place, timeout)
             yield team.end
+            team.leave()
         except BaseException as error:
             team.leave_by(error)
-        team.leave()

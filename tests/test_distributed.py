@@ -1,7 +1,6 @@
 """Where a process stands, and whom it takes for lost by a clock of ours; real deaths are in drills/test_peers.py."""
 
 import argparse
-from typing import Any
 
 import pytest
 
@@ -70,7 +69,7 @@ def test_a_cluster_that_cannot_say_it_is_bad_input_with_a_way_out(monkeypatch: p
         find_place(flags())
 
 
-def quiet_until(peers: Peers, clock: float, **heard: Any) -> int | None:
+def quiet_until(peers: Peers, clock: float) -> int | None:
     """Judge every second up to `clock`, as the thread does."""
     now = peers._clock
     lost = None
@@ -92,6 +91,12 @@ def test_the_lost_peer_is_described_by_what_it_did_last() -> None:
     peers.heard(1, 5, "save, step 500")
     assert quiet_until(peers, 60) == 1
     assert peers.describe(1, 36) == "no sign of life for 31 s, was in save, step 500"
+
+
+def test_a_peer_that_beats_is_told_from_one_that_may_soon_be_lost() -> None:
+    peers = Peers([1], 30, 0)
+    peers.heard(1, 20)
+    assert peers.beats(1, 29) and not peers.beats(1, 31) and not peers.beats(7, 29)
 
 
 def test_a_finished_peer_is_not_lost() -> None:

@@ -1,6 +1,7 @@
 """The watchdog's decision by a clock of ours, and the heartbeat file."""
 
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -80,3 +81,21 @@ def test_a_heartbeat_that_cannot_be_written_harms_nothing(tmp_path: Path) -> Non
     (tmp_path / "processes" / "0.tmp").symlink_to(full)  # every write: no space left on device
     assert not progress.write_heartbeat(tmp_path / "processes" / "0.json", 0, 1)
     assert not (tmp_path / "processes" / "0.json").exists()
+
+
+def test_a_process_that_stands_still_ends_with_75_and_the_phase_on_its_last_line(tmp_path: Path) -> None:
+    program = (
+        "import sys, threading; from pathlib import Path\n"
+        "from jaxbert import distributed, progress\n"
+        "from jaxbert.config import Config, Limits\n"
+        "with distributed.joined(None, Config(), Path(sys.argv[1]), 1) as end:\n"
+        "    with progress.watched(Path(sys.argv[1]), 0, 1, Limits(save=0.5), end):\n"
+        "        progress.enter('save', 40)\n"
+        "        threading.Event().wait(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stderr
+    *stacks, last = done.stderr.splitlines()
+    assert last.startswith("error: no progress: 1 s in phase 'save' at step 40 (limits.save is 0.5 s)")
+    assert last.endswith("start this process again")
+    assert any('File "<string>", line 7 in <module>' in line for line in stacks)
