@@ -57,16 +57,25 @@ def device_memory() -> int | None:
 class MetricWriter:
     """metrics.jsonl, one object a line, and the same numbers in TensorBoard."""
 
-    def __init__(self, workdir: Path, *, restored_step: int):
-        """On resume, lines after `restored_step` are removed: those steps are about to happen again."""
+    def __init__(self, workdir: Path, *, restored_step: int, owed: bool = False, write: bool = True):
+        """On resume, lines after `restored_step` are removed: those steps are about to happen again.
+
+        `owed`: the held-out score of that step is, too. `write`: False in all but one of a run's processes; nothing is
+        read or written then.
+        """
         self.path = workdir / "metrics.jsonl"
         self.last: dict[str, dict[str, Any]] = {}  # newest record of the splits "train" and "validation"
         self.redone = 0  # steps after `restored_step` that are known to have happened
+        self._unwritten, self._tensorboard = b"", None  # what the disk did not take
+        if not write:
+            self._file = Path(os.devnull).open("ab", buffering=0)
+            return
         if self.path.exists():
             kept = []
             for line in self.path.read_text().splitlines():
                 record = _record(line)
-                if record.get("step", math.inf) <= restored_step:
+                again = owed and record.get("step") == restored_step and record["split"] == "validation"
+                if record.get("step", math.inf) <= restored_step and not again:
                     kept.append(line)
                     if record["split"] in ("train", "validation"):
                         self.last[record["split"]] = {k: v for k, v in record.items() if k != "split"}
@@ -75,11 +84,10 @@ class MetricWriter:
             replacement.write_text("".join(f"{line}\n" for line in kept))
             replacement.replace(self.path)
         self._file = self.path.open("ab", buffering=0)
-        self._unwritten = b""  # what the disk did not take
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            self._tensorboard = None  # an optional dependency; metrics.jsonl has everything
+            pass  # an optional dependency; metrics.jsonl has everything
         else:
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=restored_step + 1)
 
@@ -127,12 +135,12 @@ def _record(line: str) -> dict[str, Any]:
 class Display:
     """A progress bar on a terminal, plain lines otherwise."""
 
-    def __init__(self, steps: int, start: int):
-        """`steps` of the run, of which `start` are done."""
-        self.console = Console(stderr=False, highlight=False, soft_wrap=True)
+    def __init__(self, steps: int, start: int, *, quiet: bool = False):
+        """`steps` of the run, of which `start` are done; `quiet`: nothing is shown."""
+        self.console = Console(stderr=False, highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = None
         self._steps = steps
-        if self.console.is_terminal:
+        if self.console.is_terminal and not quiet:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self._bar = Progress(*columns, console=self.console)
             self._task = self._bar.add_task("training", total=steps, completed=start)

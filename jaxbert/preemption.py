@@ -10,11 +10,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-
-from jaxbert.errors import START_AGAIN
 
 
 class Notice:
@@ -36,15 +35,14 @@ class Notice:
             return self.come
         return multihost_utils.reached_preemption_sync_point(step)
 
-    def _watch(self, pipe: int, tell_jax: Callable[[int], None] | None) -> None:
+    def _watch(self, pipe: int, end: Callable[[str], Any], tell_jax: Callable[[int], None] | None) -> None:
         """Reads the numbers of signals until the pipe is closed. In a thread, because a compiler holds the main one."""
         while number := os.read(pipe, 1):
             if number[0] != signal.SIGTERM:
                 continue
             with self._lock:
                 if not self._stepping:
-                    os.write(2, b"error: preempted before the first step; start this process again\n")
-                    os._exit(START_AGAIN)
+                    end("preempted before the first step")
                 self.come = True
             if tell_jax is not None:
                 tell_jax(signal.SIGTERM)
@@ -52,8 +50,11 @@ class Notice:
 
 
 @contextlib.contextmanager
-def listen() -> Iterator[Notice]:
-    """A notice that hears of SIGTERM while the block runs. In another thread than the main one it never does."""
+def listen(end: Callable[[str], Any]) -> Iterator[Notice]:
+    """A notice that hears of SIGTERM while the block runs; in another thread than the main one it never does.
+
+    `end`, from any thread: end this process with code 75 and say why.
+    """
     notice = Notice()
     if threading.current_thread() is not threading.main_thread():
         yield notice
@@ -64,7 +65,7 @@ def listen() -> Iterator[Notice]:
     os.set_blocking(said, False)
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     pipe_before = signal.set_wakeup_fd(said, warn_on_full_buffer=False)
-    threading.Thread(target=notice._watch, args=(heard, tell_jax), daemon=True).start()
+    threading.Thread(target=notice._watch, args=(heard, end, tell_jax), daemon=True).start()
     try:
         yield notice
     finally:

@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "evaluation.every",
     "evaluation.rows",
     "evaluation.batch_size",
+    "limits.",
     "model.initialize_from",
     "model.unroll",
     "model.rematerialize",
@@ -62,10 +63,11 @@ def is_run(workdir: Path) -> bool:
         return False
 
 
-def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
+def open_run(workdir: Path, config: configs.Config, corpus: Path, *, write: bool = True) -> None:
     """Make the run directory, or check that the recipe is the one that it was started with.
 
-    Raises BadInput naming every field that differs and may not, or if the directory cannot be written.
+    `write`: of a run's processes, one makes the directory, and all check it. Raises BadInput naming every field that
+    differs and may not, or if the directory cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,8 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
             f"--workdir: cannot write to {workdir}: {error.strerror}; free space or choose another"
         ) from None
     new = configs.to_dict(config)
-    _fetch(workdir, config)
+    if write:
+        _fetch(workdir, config)
     if (workdir / "config.json").exists():
         # Fields of later versions are at their defaults, which do what was done before.
         old = configs.to_dict(configs.from_dict(_read_config(workdir)))
@@ -100,6 +103,8 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
                 f"{workdir} holds a run of another recipe: {fields}. Take the old values or another --workdir"
                 + _ends_in_steps(changed)
             )
+    if not write:
+        return
     # The tokenizer first: a run directory with a config.json has its tokenizer.
     if not (workdir / "tokenizer").exists():
         partial = workdir / f"tokenizer.tmp-{os.getpid()}"

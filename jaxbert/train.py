@@ -15,7 +15,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbert import checkpoint, config, metrics, objectives, phases, preemption, recipe_files, runs, sharding
+from jaxbert import (
+    checkpoint,
+    config,
+    distributed,
+    metrics,
+    objectives,
+    phases,
+    preemption,
+    progress,
+    recipe_files,
+    runs,
+    sharding,
+)
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
@@ -102,15 +114,19 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
         batch = objective.make_batch(rows, epoch_B, row_B, seed)
         return in_parts(batch, settings.train.accumulate)
 
-    runs.open_run(workdir, settings, corpus_directory)
+    first = jax.process_index() == 0  # the one process that writes and speaks
+    runs.open_run(workdir, settings, corpus_directory, write=first)
     saves = checkpoint.Checkpoints(runs.checkpoints_of(workdir, settings), settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
+        progress.enter("compile")
         compiled: dict[tuple[int, ...], Any] = {}  # by the shape of a batch's rows
         for part in plan.stretches:
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
                 if (shape := batch["input_ids_BT"].shape) not in compiled:
                     compiled[shape] = step.compile(batch)
+        distributed.meet("compiled")
+        progress.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -121,7 +137,8 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
         peak, source = metrics.peak_flops()
-        display, writer = metrics.Display(plan.steps, start), metrics.MetricWriter(workdir, restored_step=start)
+        display = metrics.Display(plan.steps, start, quiet=not first)
+        writer = metrics.MetricWriter(workdir, restored_step=start, owed="owed" in memory, write=first)
         loop = _Loop(
             settings,
             plan,
@@ -141,19 +158,22 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
                 again = f"; {writer.redone:,} logged steps are done again" if writer.redone else ""
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else again))
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
+            distributed.meet("ready")
             loop.run(compiled, state, batches, step.rows, start)
             if start < plan.steps:
                 saves.finish(plan.steps)
         finally:
             display.close()
             writer.close()
+            progress.enter("save", plan.steps)
             saves.close()
     summary = {
         "steps": plan.steps,
         "parameters": count_parameters(step.abstract["model"], plan.vocab_size),
         **writer.last,
     }
-    runs.write_json(workdir / "summary.json", summary)
+    if first:
+        runs.write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -205,15 +225,17 @@ class _Loop:
     def run(self, updates: dict[tuple[int, ...], Any], state: State, batches: Any, place: Any, start: int) -> State:
         """Steps start … plan.steps − 1; `updates`: the compiled step for each shape of rows."""
         settings, previous = self.settings, None
-        scored = self.writer.last.get("validation", {}).get("step") == start
-        if self.memory.pop("owed", False) and not scored:
+        if self.memory.pop("owed", False):
+            progress.enter("evaluate", start)
             self._held_out(start, state["model"])
         self.notice.begin()
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
+            progress.enter("data", step)
             before = time.perf_counter()
             batch = sharding.put_batch(next(batches), place)
             self.waited += time.perf_counter() - before
+            progress.enter("step", step)
             state, told = updates[batch["input_ids_BT"].shape](state, batch)
             if previous is not None:
                 self._account(*previous)
@@ -225,7 +247,9 @@ class _Loop:
                 self._account(*previous)
                 previous, paused = None, time.perf_counter()
                 owed = {"owed": True} if evaluate and stop else {}  # seconds are left: the next process scores it
+                progress.enter("evaluate", done)
                 held_out = self._held_out(done, state["model"]) if evaluate and not stop else None
+                progress.enter("save", done)
                 if save or stop:
                     self.saves.save(done, state, {"step": done, **self.memory, **owed}, held_out)
                     runs.publish(self.writer.path.parent, settings)
@@ -305,10 +329,17 @@ def main(argv: list[str]) -> None:
     parser = recipe_files.command_parser("python -m jaxbert.train", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
+    distributed.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
-    with preemption.listen() as notice:
-        train(settings, Path(known.workdir), notice)
+    workdir, place = Path(known.workdir), distributed.find_place(known)
+    with distributed.joined(place, settings, workdir, known.start_timeout) as end:
+        process, processes = (place.process, place.processes) if place else (0, 1)
+        with (
+            progress.watched(workdir, process, processes, settings.limits, end),
+            preemption.listen(end) as notice,
+        ):
+            train(settings, workdir, notice)
 
 
 if __name__ == "__main__":

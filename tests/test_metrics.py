@@ -53,3 +53,17 @@ def test_a_resumed_run_knows_its_newest_records_and_how_many_logged_steps_it_doe
     assert writer.redone == 2
     writer.close()
     assert (tmp_path / "metrics.jsonl").read_text() == text.rpartition('{"step": 6')[0]
+
+
+def test_a_score_that_is_owed_is_not_there_twice(tmp_path: Path) -> None:
+    lines = [{"step": 4, "split": split, "loss": 1.0} for split in ("train", "validation")]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    MetricWriter(tmp_path, restored_step=4, owed=True).close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == lines[0]
+
+
+def test_only_one_of_several_processes_writes(tmp_path: Path) -> None:
+    writer = MetricWriter(tmp_path, restored_step=0, write=False)
+    writer.write(1, "train", {"loss": 1.0})
+    writer.close()
+    assert not list(tmp_path.iterdir()) and writer.last["train"] == {"step": 1, "loss": 1.0}

@@ -11,7 +11,7 @@ import pytest
 
 from jaxbert import config
 from jaxbert.errors import START_AGAIN
-from tests.drills.starter import happening, run
+from tests.drills.moments import run, signal_at
 from tests.test_train import change, fingerprints, records
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,8 +21,8 @@ def listener(body: str) -> subprocess.CompletedProcess:
     """A process that listens, and does `body`."""
     program = f"""
 import os, signal, time
-from jaxbert import preemption
-with preemption.listen() as notice:
+from jaxbert import errors, preemption
+with preemption.listen(lambda why: errors.end(errors.StartAgain(why))) as notice:
     terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
     def heard():
         for _ in range(500):
@@ -57,11 +57,11 @@ def test_a_preempted_run_saves_its_step_and_goes_on_from_there_bit_for_bit(
     tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
 ) -> None:
     # The tenth step is also one that is scored, which the next process does.
-    code, output = run(tiny_corpus, tmp_path / "run", tmp_path / "log", happening("step", 10, signal.SIGTERM))
+    code, output = run(tiny_corpus, tmp_path / "run", signal_at("step", 10, signal.SIGTERM))
     assert code == START_AGAIN, output
     last = output.splitlines()[-1]
     assert last.startswith("error: preempted after step 1") and "is saved, no step is lost; start this process" in last
-    code, output = run(tiny_corpus, tmp_path / "run", tmp_path / "log")
+    code, output = run(tiny_corpus, tmp_path / "run")
     assert code == 0 and "resuming    at step 1" in output and "done again" not in output
     assert records(tmp_path / "run") == records(tiny_run)
     assert fingerprints(tmp_path / "run") == fingerprints(tiny_run)
@@ -73,9 +73,8 @@ def test_sigterm_before_the_first_step_ends_a_run_at_once(
     tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path, moment: str
 ) -> None:
     settings = change(tiny_corpus, checkpoint={"every": 5})
-    happens = happening("save", 2, signal.SIGKILL)
-    run(settings, tmp_path / "run", tmp_path / "log", happens)
-    code, output = run(settings, tmp_path / "run", tmp_path / "log", happening(moment, 1, signal.SIGTERM))
+    run(settings, tmp_path / "run", signal_at("save", 2, signal.SIGKILL))
+    code, output = run(settings, tmp_path / "run", signal_at(moment, 1, signal.SIGTERM))
     assert code == START_AGAIN
     assert output.splitlines()[-1] == "error: preempted before the first step; start this process again"
     assert "\ntrain " not in output
@@ -84,10 +83,8 @@ def test_sigterm_before_the_first_step_ends_a_run_at_once(
 @pytest.mark.slow
 def test_a_second_sigterm_during_the_save_does_not_break_it(tiny_corpus: config.Config, tmp_path: Path) -> None:
     settings = change(tiny_corpus, checkpoint={"every": 1000}, evaluation={"every": 1000})
-    program = happening("step", 7, signal.SIGTERM)
-    code, output = run(
-        settings, tmp_path / "run", tmp_path / "log", program + ";" + happening("save", 1, signal.SIGTERM)
-    )
+    first, second = signal_at("step", 7, signal.SIGTERM), signal_at("save", 1, signal.SIGTERM)
+    code, output = run(settings, tmp_path / "run", first, second)
     assert code == START_AGAIN and "is saved, no step is lost" in output
     saved = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert saved == [5]

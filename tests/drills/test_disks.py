@@ -11,7 +11,7 @@ import pytest
 
 from jaxbert import checkpoint, config, train
 from jaxbert.errors import BAD_INPUT, BadInput
-from tests.drills.starter import run
+from tests.drills.moments import run
 from tests.test_train import change, fingerprints, records
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small tmpfs")
@@ -115,7 +115,7 @@ def test_a_read_only_disk_is_one_message(settings: config.Config, small_disk: Pa
     workdir = small_disk / "run"
     if field != "--workdir":
         workdir, settings = tmp_path / "run", change(settings, checkpoint={"directory": str(small_disk / "saves")})
-    code, output = run(settings, workdir, tmp_path / "log")
+    code, output = run(settings, workdir)
     assert code == BAD_INPUT
     assert [line.partition(" /")[0] for line in output.splitlines()] == [f"error: {field}: cannot write to"]
     assert "Read-only file system" in output

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxbert import config
-from tests.drills.starter import happening, run
+from tests.drills.moments import run, signal_at
 from tests.test_train import change, fingerprints, records
 
 KILLS, STEPS = 20, 64
@@ -19,7 +19,7 @@ def test_twenty_sigkills_in_one_run_change_nothing(tiny_corpus: config.Config, t
     settings = change(
         tiny_corpus, train={"steps": STEPS, "log_every": 1}, checkpoint={"every": 2}, evaluation={"every": 16}
     )
-    assert run(settings, tmp_path / "undisturbed", tmp_path / "log")[0] == 0
+    assert run(settings, tmp_path / "undisturbed")[0] == 0
     # Steps, saves and restores take tenths of a second here: a kill this long after one began is mostly inside it.
     random, done, inside = np.random.default_rng(6), 0, {"restore": 0, "save": 0, "step": 0}
     moments = random.permutation(["save"] * 9 + ["restore"] * 6 + ["step"] * 5)
@@ -28,14 +28,12 @@ def test_twenty_sigkills_in_one_run_change_nothing(tiny_corpus: config.Config, t
         seconds = random.uniform(0.001, 0.1 if moment == "restore" else 0.2)
         if number == 0 and moment == "restore":
             moment = "save"  # there is nothing to restore yet
-        kill = happening(moment, count, signal.SIGKILL, seconds)
-        code, output = run(settings, tmp_path / "run", tmp_path / "log", kill)
+        code, output = run(settings, tmp_path / "run", signal_at(moment, count, signal.SIGKILL, seconds))
         assert code == -signal.SIGKILL, output
         done += len(re.findall("^train ", output, re.MULTILINE))
-        name = {"restore": "read", "save": "save", "step": "put_batch"}[moment]
         left = any("tmp" in path.name for path in (tmp_path / "run/checkpoints").iterdir())
-        inside[moment] += left if moment == "save" else f"now past {name}" not in output
-    code, output = run(settings, tmp_path / "run", tmp_path / "log")
+        inside[moment] += left if moment == "save" else f"now past {moment}" not in output
+    code, output = run(settings, tmp_path / "run")
     assert code == 0, output
     done += len(re.findall("^train ", output, re.MULTILINE))
     print(f"{KILLS} kills, of them inside {inside}; {done - STEPS} of {STEPS} steps were done again")
