@@ -7,6 +7,7 @@ Several processes save and restore together, and what one of them could not do, 
 
 import contextlib
 import copy
+import importlib
 import logging
 import os
 from typing import Any
@@ -22,7 +23,7 @@ from jaxbert.config import Checkpoint
 from jaxbert.errors import BadInput
 
 log = logging.getLogger("jaxbert")
-INSTALL = "pip install gcsfs for gs://"
+INSTALL = 'pip install "jaxbert[gcs]"'  # what Orbax and epath import for gs://
 LOOP = "loop"  # beside the state's own keys: what the loop knows, as JSON
 
 
@@ -58,7 +59,13 @@ def _root_cause(error: BaseException) -> str:
     """The last exception of the chain: Orbax reports every load error as "incompatible handler"."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"  # the reason is often last
+
+
+def _not_by_orbax(record: logging.LogRecord) -> bool:
+    """A filter for the log of absl, where Orbax writes a thousand lines about a save that failed, and we one."""
+    return "orbax" not in record.pathname
 
 
 def _context(alone: bool = False) -> ocp.Context:
@@ -151,6 +158,7 @@ class Checkpoints:
 
         Raises BadInput if it cannot be written, or is not the same directory for all processes.
         """
+        logging.getLogger("absl").addFilter(_not_by_orbax)
         self.directory, self.checkpoint = absolute(directory), checkpoint
         self.newest: int | None = None  # step of the newest checkpoint that is known to be on disk
         self._failures = 0  # in a row
@@ -306,6 +314,8 @@ def _check_writable(directory: epath.Path) -> None:
     token = int(multihost_utils.broadcast_one_to_all(np.int32(os.getpid() % 2**31)))
     probe, problem = directory / f"probe-{token}", None
     try:
+        if os.fspath(directory).startswith("gs://"):
+            importlib.import_module("google.cloud.storage")  # Orbax does, in the first save
         directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             probe.write_text("")

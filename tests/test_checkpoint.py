@@ -207,7 +207,7 @@ def test_two_processes_that_train_in_one_directory_do_not_take_each_others_check
     [
         (PermissionError(13, "Permission denied"), "Permission denied.*give this account the right to write there"),
         (RuntimeError("Anonymous caller does not have storage.objects.create access. 401"), "401; give this account"),
-        (ImportError("Please install gcsfs to access Google Storage"), "install gcsfs .*; pip install gcsfs for gs://"),
+        (ImportError("Please install gcsfs to access Google Storage"), "install gcsfs .*; pip install .jaxbert.gcs."),
     ],
     ids=["permission", "bucket", "no library"],
 )
