@@ -116,6 +116,7 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
 
     first = jax.process_index() == 0  # the one process that writes and speaks
     runs.open_run(workdir, settings, corpus_directory, write=first)
+    distributed.meet("opened")
     saves = checkpoint.Checkpoints(runs.checkpoints_of(workdir, settings), settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
@@ -125,6 +126,7 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
                 if (shape := batch["input_ids_BT"].shape) not in compiled:
                     compiled[shape] = step.compile(batch)
+        distributed.meet("compiled")
         distributed.meet("compiled")
         progress.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
