@@ -462,7 +462,7 @@ def test_two_preparations_of_one_corpus_do_not_mix(copy):
 
 def test_ids_that_differ_from_transformers_stop_it_and_are_shown(place, monkeypatch):
     difference = [("unha liña", [2, 9, 3], [2, 8, 3])]
-    monkeypatch.setattr(convert_tokenizer, "compare_with_transformers", lambda *_: difference)
+    monkeypatch.setattr(convert_tokenizer, "compare_apart", lambda *_: difference)
     with pytest.raises(BadInput, match=r"(?s)1 of \d+ documents.*unha liña.*\[2, 9, 3\].*\[2, 8, 3\]"):
         run(place)
     assert not (place / "corpus/tokens").exists()
@@ -472,7 +472,7 @@ def test_without_transformers_the_check_is_left_out_and_that_is_said_and_stored(
     def missing(*_):
         raise ImportError
 
-    monkeypatch.setattr(convert_tokenizer, "compare_with_transformers", missing)
+    monkeypatch.setattr(convert_tokenizer, "compare_apart", missing)
     assert run(place)["transformers_check"].startswith("left out")
     assert "NOT compared with transformers" in capsys.readouterr().out
 
