@@ -13,7 +13,7 @@ from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 
 CHECKED, CHECKED_CHARACTERS = 2_000, 500  # documents whose beginnings are compared with transformers', and of each
-MOST, LEAST_PIECES = 4096, 64  # documents that are tokenized as one piece; pieces of a split that has enough
+MOST, LEAST = 4096, 64  # documents that are tokenized as one piece, where there are more
 
 
 def check_against_transformers(directory: Path, documents: int) -> str:
@@ -47,8 +47,7 @@ def check_against_transformers(directory: Path, documents: int) -> str:
 def make_tokens(directory: Path, folder: Path, split: str, engine: Engine, documents: int) -> int:
     """Tokenize a split into `folder`/{tokens,offsets}.bin (format: packing.py); returns the number of tokens."""
     folder.mkdir(parents=True)
-    size = max(1, min(MOST, documents // LEAST_PIECES))
-    pieces = [(first, min(first + size, documents)) for first in range(0, documents, size)]
+    pieces = _pieces(documents, engine.workers)
     written = done = 0
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix="pieces-", ignore_cleanup_errors=True) as temporary,
@@ -69,6 +68,17 @@ def make_tokens(directory: Path, folder: Path, split: str, engine: Engine, docum
             written, done = written + int(lengths.sum()), done + len(lengths)
             progress.update(done, f"{written:,} tokens")
     return written
+
+
+def _pieces(documents: int, workers: int) -> list[tuple[int, int]]:
+    """(first, one behind the last) of pieces that get shorter: long ones, as a process that knows the words of a source
+    goes on with it, then short ones, so that all processes end together."""
+    pieces, first = list[tuple[int, int]](), 0
+    while first < documents:
+        size = min(MOST, max(LEAST, -(-(documents - first) // (2 * workers))), documents - first)
+        pieces.append((first, first + size))
+        first += size
+    return pieces
 
 
 def encode_piece(
