@@ -16,7 +16,7 @@ import pytest
 from jaxbert import config as recipes
 from jaxbert import prepare, recipe_files
 from jaxbert.convert import tokenizer as convert_tokenizer
-from jaxbert.data import engines, packing, source, stages, train_tokenizer
+from jaxbert.data import engines, packing, source, stages, tokens, train_tokenizer
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.errors import BadInput
 
@@ -458,6 +458,15 @@ def test_two_preparations_of_one_corpus_do_not_mix(copy):
         pytest.raises(BadInput, match="another process is writing"),
     ):
         run(copy)
+
+
+@pytest.mark.parametrize(("documents", "workers"), [(0, 1), (1, 2), (63, 2), (64, 2), (1000, 1), (100_000, 2)])
+def test_pieces_to_tokenize_hold_every_document_once_and_get_shorter(documents, workers):
+    pieces = tokens._pieces(documents, workers)
+    assert [n for piece in pieces for n in range(*piece)] == list(range(documents))
+    sizes = [last - first for first, last in pieces]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes, default=0) <= tokens.MOST
 
 
 def test_ids_that_differ_from_transformers_stop_it_and_are_shown(place, monkeypatch):
