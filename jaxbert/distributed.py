@@ -149,7 +149,7 @@ class Team:
                 selector.register(wire, selectors.EVENT_READ, number)
             if self.listener is not None:
                 selector.register(self.listener, selectors.EVENT_READ)
-            while self.wires and not self._stop.is_set():
+            while not self._stop.is_set():  # without peers, too: the last one may have said why it went
                 events, now = selector.select(0.5), time.monotonic()
                 for key, _ in events:
                     if key.fileobj is self.listener:
