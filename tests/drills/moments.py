@@ -56,7 +56,7 @@ def signal_at(moment: str, count: int, number: int, seconds: float = 0.0, pace: 
 
     `pace`: seconds that each such moment takes longer.
     """
-    return f"signal_at({moment!r}, {count}, {int(number)}, {seconds}, {pace})\n"
+    return f"signal_at({moment!r}, {count}, {int(number)}, {float(seconds)}, {float(pace)})\n"
 
 
 def run(settings: config.Config, workdir: Path, *signals: str) -> tuple[int, str]:
