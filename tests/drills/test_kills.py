@@ -22,7 +22,7 @@ def test_twenty_sigkills_in_one_run_change_nothing(tiny_corpus: config.Config, t
     assert run(settings, tmp_path / "undisturbed")[0] == 0
     # Steps, saves and restores take tenths of a second here: a kill this long after one began is mostly inside it.
     random, done, inside = np.random.default_rng(6), 0, {"restore": 0, "save": 0}
-    moments = random.permutation(["save"] * 9 + ["restore"] * 6 + ["step"] * 5)
+    moments = random.permutation(["save"] * 9 + ["restore"] * 6 + ["step"] * 5).tolist()
     for moment in moments:
         count = 1 if moment == "restore" else int(random.integers(1, 3))
         seconds = random.uniform(0.001, 0.1 if moment == "restore" else 0.15)
