@@ -185,6 +185,10 @@ class Tpu:
         """Starts an attempt where it has not started."""
         return f"{AGENT} start --attempt={attempt} -- {shlex.join(command)}"
 
+    def end_command(self, verb: str) -> list[str]:
+        """Ends the attempt; `verb`: stop (for good) or halt."""
+        return self.ssh_command(f"{AGENT} {verb}")
+
     def log_command(self, worker: int, begin: int, follow: bool) -> list[str]:
         """Prints a worker's log from byte `begin` on."""
         return self.ssh_command(f"{AGENT} log --from={begin}" + (" --follow" if follow else ""), str(worker))
@@ -250,7 +254,7 @@ class Tpu:
 
     def end(self, verb: str) -> None:
         """The attempt on all workers; `verb`: stop (for good) or halt."""
-        call(self.ssh_command(f"{AGENT} {verb}"))
+        call(self.end_command(verb))
 
     def read_log(self, worker: int, begin: int, follow: bool) -> subprocess.Popen[bytes]:
         """A process that prints a worker's log, in a group of its own."""

@@ -233,26 +233,33 @@ class Launcher:
             self.logs.keep(node)
 
 
-def plan(
-    machines: Tpu, folder: Path, command: list[str], copies: list[str], delete: bool
-) -> list[tuple[str, list[str]]]:
-    """What a launch with no slice yet runs, in order: (why, command)."""
-    bundle.identity(copies)  # raises BadInput for files that are not there
+def plan(machines: Tpu, folder: Path, known: argparse.Namespace, command: list[str]) -> list[tuple[str, list[str]]]:
+    """What a verb runs, `run` without a slice yet, in order: (why, command)."""
+    look = [("the request", machines.slice_command()), ("its machines", machines.node_command())]
+    report = ("its workers", machines.ssh_command(machines.report_line()))
+    others = {
+        "status": [*look, report],
+        "cost": look,
+        "logs": [("", machines.log_command(known.worker, 0, follow=True))],
+        "ssh": [("", machines.ssh_command(shlex.join(command), str(known.worker)))],
+        "stop": [("", machines.end_command("stop"))],
+        "delete": [("", machines.delete_command())],
+    }
+    if known.verb != "run":
+        return others[known.verb]
+    made = folder / bundle.FOLDER
     return [
         ("is there a slice of this name?", machines.slice_command()),
         ("no: request one", machines.create_command()),
         ("until it is ACTIVE, and its node READY", machines.slice_command()),
         ("", machines.node_command()),
-        (
-            f"build {folder / bundle.FOLDER}: worker.py, constraints.txt, files/, the wheel (from a copy of the clone)",
-            bundle.wheel_command(folder),
-        ),
-        ("copy it to all workers", machines.copy_command(folder / bundle.FOLDER)),
+        (f"make {made}: worker.py, constraints.txt, files/, the wheel (from a copy)", bundle.wheel_command(folder)),
+        ("copy it to all workers", machines.copy_command(made)),
         ("install it", machines.ssh_command(machines.install_line())),
         ("start", machines.ssh_command(machines.start_line(1, command))),
         ("worker 0's log", machines.log_command(0, 0, follow=True)),
-        ("until all workers have ended", machines.ssh_command(machines.report_line())),
-        *([("delete", machines.delete_command())] if delete else []),
+        ("until all workers have ended", report[1]),
+        *([("delete", machines.delete_command())] if known.delete_when_done else []),
     ]
 
 
@@ -410,7 +417,8 @@ def main(argv: list[str]) -> None:
     if known.verb == "run" and not command:
         raise BadInput("no command: python tpu/launch.py … -- python -m jaxbert.train …")
     if known.dry_run and isinstance(machines, Tpu):
-        print_plan(plan(machines, folder, command, copies, known.delete_when_done))
+        bundle.identity(copies)  # raises BadInput for files that are not there
+        print_plan(plan(machines, folder, known, command))
         return
     folder.mkdir(parents=True, exist_ok=True)
     identity = "" if isinstance(machines, Local) else bundle.identity(copies)

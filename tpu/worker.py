@@ -206,11 +206,12 @@ def stop(grace: float, for_good: bool) -> None:
         deadline, asked = time.monotonic() + grace, False
         while alive():
             pid = _run().get("pid")  # none yet where the attempt has only just begun
-            if pid and not asked:
-                os.kill(pid, signal.SIGTERM)
-                asked = True
-            elif pid and time.monotonic() > deadline:
-                os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended since
+                if pid and not asked:
+                    os.kill(pid, signal.SIGTERM)
+                    asked = True
+                elif pid and time.monotonic() > deadline:
+                    os.killpg(pid, signal.SIGKILL)
             time.sleep(0.1)
 
 

@@ -135,16 +135,20 @@ def homes(argv, slices, name, worker):
 
 def end_machines(slice_):
     """Every process of the slice's workers ends as a machine does that is switched off."""
-    if not slice_["home"]:
-        return
+    if slice_["home"]:
+        end_processes_with(f"HOME={slice_['home']}/")
+        shutil.rmtree(slice_["home"], ignore_errors=True)
+        slice_["home"] = ""
+
+
+def end_processes_with(text):
+    """Kill the processes that have `text` in their environment: a folder of one test."""
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if f"HOME={slice_['home']}/".encode() in path.read_bytes():
+            if text.encode() in path.read_bytes():
                 os.kill(int(path.parent.name), signal.SIGKILL)
-        except OSError:
+        except OSError:  # ended since
             pass
-    shutil.rmtree(slice_["home"], ignore_errors=True)
-    slice_["home"] = ""
 
 
 def ssh(argv, state, faults, name, flags):

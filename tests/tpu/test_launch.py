@@ -6,21 +6,20 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.tpu.fake_gcloud import NOT_LOGGED_IN, QUOTA
+from tests.tpu.fake_gcloud import NOT_LOGGED_IN, QUOTA, end_processes_with
 from tests.tpu.launching import LOCAL, SLICE, Cloud
 
 
 @pytest.fixture
 def cloud(tmp_path):
-    made = Cloud(tmp_path)
-    yield made
-    made.fault()
-    made.launch("delete", command=[])  # ends what still runs
+    yield Cloud(tmp_path)
+    end_processes_with(str(tmp_path))
 
 
 def wait_for(condition, seconds=120):
@@ -249,19 +248,18 @@ PAGE = Path(__file__).parents[2] / "docs" / "tpu.md"
 
 
 def test_dry_run_does_nothing_and_the_guide_shows_what_it_prints(cloud):
-    text = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
-    launches = re.findall(r"^python tpu/launch\.py (--name=.*)$", text, re.MULTILINE)
-    assert launches, "the guide launches something"
-    flags, command = (shlex.split(part) for part in launches[0].split(" -- "))
-    code, out, _ = cloud.launch("--dry-run", slice=flags, command=command)
-    assert code == 0 and cloud.state["calls"] == [] and not (cloud.folder / ".launch").exists()
-
-    def words(lines):
-        return [shlex.split(re.sub(r"--python=3\.\d+", "--python=3.X", line)) for line in lines]
-
-    printed = words(line for line in out.splitlines() if not line.startswith("#"))
-    shown = words(re.findall(r"^(?:gcloud compute tpus .*|python -m pip wheel.*)$", text, re.MULTILINE))
-    assert shown == printed
+    text = re.sub(r"--python=3\.\d+", f"--python=3.{sys.version_info.minor}", PAGE.read_text(encoding="utf-8"))
+    shown = re.findall(r"^(?:gcloud compute tpus .*|python -m pip wheel.*)$", text, re.MULTILINE)
+    printed = {}
+    for line in re.findall(r"^python tpu/launch\.py (.*)$", text, re.MULTILINE):
+        flags, _, command = line.partition(" -- ")
+        code, out, err = cloud.launch("--dry-run", slice=shlex.split(flags), command=shlex.split(command))
+        assert code == 0, err
+        printed[flags.split()[0]] = [each for each in out.splitlines() if not each.startswith("#")]
+    assert set(printed) == {"--name=bert", "status", "logs", "cost", "stop", "ssh", "delete"}
+    assert shown[: len(printed["--name=bert"])] == printed["--name=bert"]
+    assert set(shown) <= {command for commands in printed.values() for command in commands}
+    assert cloud.state["calls"] == [] and not (cloud.folder / ".launch").exists()
 
 
 @pytest.mark.skipif(not shutil.which("gcloud"), reason="gcloud is not installed")
