@@ -16,7 +16,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbert import checkpoint, config, metrics, objectives, phases, recipe_files, runs, sharding
+from jaxbert import (
+    checkpoint,
+    config,
+    distributed,
+    metrics,
+    objectives,
+    phases,
+    progress,
+    recipe_files,
+    runs,
+    sharding,
+)
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
@@ -103,15 +114,19 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         batch = objective.make_batch(rows, epoch_B, row_B, seed)
         return in_parts(batch, settings.train.accumulate)
 
-    runs.open_run(workdir, settings, corpus_directory)
+    first = jax.process_index() == 0  # the one process that writes and speaks
+    runs.open_run(workdir, settings, corpus_directory, write=first)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
+        progress.enter("compile")
         compiled: dict[tuple[int, ...], Any] = {}  # by the shape of a batch's rows
         for part in plan.stretches:
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
                 if (shape := batch["input_ids_BT"].shape) not in compiled:
                     compiled[shape] = step.compile(batch)
+        distributed.meet("compiled")
+        progress.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -122,7 +137,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
         peak, source = metrics.peak_flops()
-        display, writer = metrics.Display(plan.steps, start), metrics.MetricWriter(workdir, restored_step=start)
+        display = metrics.Display(plan.steps, start, quiet=not first)
+        writer = metrics.MetricWriter(workdir, restored_step=start, write=first)
         loop = _Loop(
             settings,
             plan,
@@ -140,10 +156,12 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             if restored:
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
+            distributed.meet("ready")
             loop.run(compiled, state, batches, step.rows, start)
         finally:
             display.close()
             writer.close()
+            progress.enter("save", plan.steps)
             saves.close()
     if not loop.last:  # the run was finished before
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
@@ -152,7 +170,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         "parameters": count_parameters(step.abstract["model"], plan.vocab_size),
         **loop.last,
     }
-    runs.write_json(workdir / "summary.json", summary)
+    if first:
+        runs.write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -205,9 +224,11 @@ class _Loop:
         settings, previous = self.settings, None
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
+            progress.enter("data", step)
             before = time.perf_counter()
             batch = sharding.put_batch(next(batches), place)
             self.waited += time.perf_counter() - before
+            progress.enter("step", step)
             state, told = updates[batch["input_ids_BT"].shape](state, batch)
             if previous is not None:
                 self._account(*previous)
@@ -217,7 +238,9 @@ class _Loop:
             if evaluate or save:
                 self._account(*previous)
                 previous, paused = None, time.perf_counter()
+                progress.enter("evaluate", done)
                 held_out = self._held_out(done, state["model"]) if evaluate else None
+                progress.enter("save", done)
                 if save:
                     self.saves.save(done, state, {"step": done, **self.memory}, held_out)
                 self.clock += time.perf_counter() - paused  # tokens/s are of training alone
@@ -295,9 +318,14 @@ def main(argv: list[str]) -> None:
     parser = recipe_files.command_parser("python -m jaxbert.train", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
+    distributed.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
-    train(settings, Path(known.workdir))
+    workdir, place = Path(known.workdir), distributed.find_place(known)
+    with distributed.joined(place, settings, workdir, known.start_timeout) as end:
+        process, processes = (place.process, place.processes) if place else (0, 1)
+        with progress.watched(workdir, process, processes, settings.limits, end):
+            train(settings, workdir)
 
 
 if __name__ == "__main__":
