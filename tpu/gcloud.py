@@ -164,7 +164,8 @@ class Tpu:
     def install_line(self) -> str:
         """An environment with jaxbert and the versions of constraints.txt. uv: images' own Python may be older.
 
-        jax[tpu] brings the libtpu that its jax was made with, and requests, by which jax reads the cluster's metadata.
+        The lock: a launcher that was killed may have left an installation under way. jax[tpu] brings the libtpu that
+        its jax was made with, and requests, by which jax reads the cluster's metadata.
         """
         wheel = f"{bundle.FOLDER}/{bundle.wheel_name()}[tpu]"
         packages = " ".join(f'"{package}"' for package in (wheel, "jax[tpu]", *self.packages))
@@ -175,7 +176,7 @@ class Tpu:
             f"--constraint={bundle.FOLDER}/constraints.txt {packages}",
             f"{AGENT} installed",
         )
-        return " && ".join(steps)
+        return f"(flock 9 && {' && '.join(steps)}) 9>jaxbert-install.lock"
 
     def report_line(self) -> str:
         """One line of JSON from each worker, {} where nothing was copied yet."""
@@ -219,10 +220,10 @@ class Tpu:
         """Those that answer, by number. Their silence is not an error here: the launcher waits for them."""
         command = self.ssh_command(self.report_line())
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        found = [worker for line in done.stdout.splitlines() if (worker := Worker.read(line))]
         if done.returncode and isinstance(error := meaning(command, done.stderr), BadInput):
             raise error
-        return tuple(sorted((Worker(**report) for report in reports), key=lambda worker: worker.number))
+        return tuple(sorted(found, key=lambda worker: worker.number))
 
     def create(self) -> None:
         """Request the slice; one that is there already is as good."""

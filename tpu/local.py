@@ -7,7 +7,6 @@ which TPU VMs need not; any other command runs as it is, with its number in $JAX
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import socket
@@ -51,7 +50,7 @@ class Local:
 
     def workers(self) -> tuple[Worker, ...]:
         """All of them."""
-        return tuple(Worker(**json.loads(line)) for line in self._all("report"))
+        return tuple(each for line in self._all("report") if (each := Worker.read(line.decode())))
 
     def create(self) -> None:
         """Nothing to create."""

@@ -8,6 +8,7 @@ https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#Sta
 """
 
 import dataclasses
+import json
 import re
 
 from jaxbert.errors import BAD_INPUT, DIVERGED, START_AGAIN
@@ -66,6 +67,18 @@ class Worker:
     short: int = 0  # attempts before this one, in a row, that lasted less than worker.SHORT seconds
     stopped: bool = False  # by the subcommand
     tail: str = ""  # end of the log where the code is not 0
+
+    @classmethod
+    def read(cls, line: str) -> "Worker | None":
+        """From a line of worker.py report, perhaps of another version; None for any other line."""
+        try:
+            report = json.loads(line)
+        except ValueError:
+            return None
+        if not isinstance(report, dict):
+            return None
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in report.items() if name in known})
 
 
 @dataclasses.dataclass(frozen=True)
