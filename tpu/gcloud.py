@@ -213,8 +213,8 @@ class Tpu:
             if _absent(error):
                 return Slice("ACTIVE")
             raise
-        count = len(node.get("networkEndpoints", ()))
-        return Slice("ACTIVE", Node(node.get("state", "UNKNOWN"), count, node.get("createTime", "")))
+        count, kind = len(node.get("networkEndpoints", ())), node.get("acceleratorType", "")
+        return Slice("ACTIVE", Node(node.get("state", "UNKNOWN"), count, node.get("createTime", ""), kind))
 
     def workers(self) -> tuple[Worker, ...]:
         """Those that answer, by number. Their silence is not an error here: the launcher waits for them."""

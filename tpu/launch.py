@@ -425,6 +425,7 @@ def main(argv: list[str]) -> None:
     wanted = Wanted(
         run=worker.run_id(identity, command),
         bundle=identity,
+        accelerator=known.accelerator,
         delete_when_done=known.delete_when_done,
         patience=known.patience,
         grace=known.grace,

@@ -27,6 +27,7 @@ class Wanted:
 
     run: str  # worker.run_id of the bundle and the command
     bundle: str  # id of the code and files that the workers should have; "" where nothing is copied
+    accelerator: str = ""  # of the slice; "" where there is none
     delete_when_done: bool = False
     again: bool = True  # the user has just asked: what ended or was stopped before is started again
     patience: int = 5  # attempts in a row that end within worker.SHORT seconds before it is given up
@@ -40,6 +41,7 @@ class Node:
     state: str = ""
     workers: int = 0
     created: str = ""  # RFC 3339; tells a node from the one before it
+    accelerator: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,11 @@ def next_action(wanted: Wanted, seen: Seen) -> Action:
         return Action("delete", f"its machines are {node.state or 'gone'}")
     if node.state != "READY":
         return Action("wait", f"its machines are {node.state}")
+    if node.accelerator and node.accelerator != wanted.accelerator:
+        why = (
+            f"the slice of this name is {node.accelerator}, not {wanted.accelerator}; take another --name, or `delete`"
+        )
+        return Action("finish", why, code=BAD_INPUT)
     if len(seen.workers) < node.workers:
         answered = {worker.number for worker in seen.workers}
         silent = [str(i) for i in range(node.workers) if i not in answered]

@@ -41,7 +41,7 @@ def test_one_of_two_is_killed_both_are_started_again_and_the_losses_are_the_same
     tiny_corpus: config.Config, tmp_path: Path
 ) -> None:
     settings = change(
-        tiny_corpus, train={"steps": 400, "log_every": 1}, checkpoint={"every": 10}, evaluation={"every": 400}
+        tiny_corpus, train={"steps": 100, "log_every": 1}, checkpoint={"every": 10}, evaluation={"every": 100}
     )
     undisturbed = launch(tmp_path / "undisturbed", tmp_path / "one", settings)
     out, _ = undisturbed.communicate(timeout=LIMIT)
@@ -60,4 +60,4 @@ def test_one_of_two_is_killed_both_are_started_again_and_the_losses_are_the_same
     assert "137 (worker 1)" in out and "75 (worker 0)" in out and "process 1" in out, out
     assert json.loads((state / "worker-0" / "run.json").read_text())["attempt"] == 2
     ours, theirs = ([r["loss"] for r in records(tmp_path / name, "train")] for name in ("two", "one"))
-    assert len(theirs) == 400 and ours == theirs
+    assert len(theirs) == 100 and ours == theirs

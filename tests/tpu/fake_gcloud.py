@@ -43,10 +43,11 @@ def main(argv):
         faults = {**FAULTS, **json.loads((HOME / "faults.json").read_text())}
         state["calls"].append(argv)
         try:
-            later = answer(argv, state, faults)
-        finally:
-            (HOME / "state.json").write_text(json.dumps(state))
-    code = later() if later else 0
+            code, later = 0, answer(argv, state, faults)
+        except SystemExit as end:
+            code, later = end.code, None
+        (HOME / "state.json").write_text(json.dumps(state))
+    code = later() if later else code
     if faults["kill_launcher"] == len(state["calls"]):
         os.kill(os.getppid(), signal.SIGKILL)
     return code
@@ -89,6 +90,7 @@ def answer(argv, state, faults):
         if not slices.get(name, {}).get("home"):
             fail(argv, f"NOT_FOUND: Resource 'projects/p/locations/{flags['zone']}/nodes/{name}' was not found")
         node = {"state": "READY", "createTime": slices[name]["created"], "networkEndpoints": [{}] * WORKERS}
+        node["acceleratorType"] = slices[name]["type"]
         print(json.dumps(node))
     elif verb == "tpu-vm scp":
         machine = next(word for word in argv[4:] if word.endswith(":")).removesuffix(":")
@@ -116,7 +118,12 @@ def create(argv, state, faults, name, flags):
     last = {"state": "FAILED", "failedData": {"error": problem}} if problem else {"state": "ACTIVE"}
     home = "" if problem else str(HOME / f"machines-{state['created']}")
     created = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{state['created']:09}Z"
-    state["slices"][name] = {"ahead": [*ahead, last], "home": home, "created": created}
+    state["slices"][name] = {
+        "ahead": [*ahead, last],
+        "home": home,
+        "created": created,
+        "type": flags["accelerator-type"],
+    }
     for number in range(WORKERS if home else 0):
         for path, text in IMAGE.items():
             program = Path(home) / str(number) / path

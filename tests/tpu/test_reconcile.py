@@ -97,6 +97,12 @@ def test_whoever_launches_again_wants_it_started_again(code):
     assert told(next_action(again, seen(state="FAILED", error="Quota"))) == "delete"
 
 
+def test_a_slice_of_that_name_and_another_type_is_left_alone():
+    node = Node("READY", 2, "2026-11-28T19:00:00Z", "v5litepod-8")
+    action = next_action(dataclasses.replace(WANTED, accelerator="v5litepod-16"), Seen(Slice("ACTIVE", node)))
+    assert told(action) == "finish 2" and "is v5litepod-8, not v5litepod-16" in action.why
+
+
 def test_a_stopped_run_is_not_started_again():
     assert told(next_action(WANTED, seen(ended(75, stopped=True), ended(75, stopped=True)))) == "finish 75"
 
