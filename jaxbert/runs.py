@@ -151,7 +151,7 @@ def load_run(workdir: str | Path, step: str = "latest") -> Run:
         raise BadInput(f"{directory} has no checkpoint; train first, or for longer than checkpoint.every steps")
     candidates = _candidates(workdir, step, steps)
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
-    here = SingleDeviceSharding(jax.devices()[0])
+    here = SingleDeviceSharding(jax.local_devices()[0])
     target = {"model": checkpoint.abstract_with_shardings(abstract, jax.tree.map(lambda _: here, abstract))}
     problems = []
     for number in candidates:

@@ -197,7 +197,11 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, step: St
                 f"model.initialize_from: {name.removesuffix('/value')} is {theirs} in {source}, {ours} in this recipe; "
                 "give the model the sizes of the one that it starts from"
             )
-    leaves = map(jax.device_put, jax.tree.leaves(other.model), jax.tree.leaves(step.shardings["model"]))
+
+    def place(leaf: jax.Array, where: Any) -> jax.Array:  # each process has the whole leaf, and not all devices
+        return jax.make_array_from_callback(leaf.shape, where, np.asarray(leaf).__getitem__)
+
+    leaves = map(place, jax.tree.leaves(other.model), jax.tree.leaves(step.shardings["model"]))
     return jax.tree.unflatten(jax.tree.structure(step.abstract["model"]), leaves)
 
 
