@@ -23,7 +23,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -397,7 +396,9 @@ def _subcommand(verb: str, launcher: Launcher, known: argparse.Namespace) -> int
         return machines.shell(known.worker, launcher.command)
     elif verb == "logs":
         process = machines.read_log(known.worker, 0, follow=True)
-        shutil.copyfileobj(process.stdout, sys.stdout.buffer)
+        while block := os.read(process.stdout.fileno(), 1 << 16):  # as it comes
+            sys.stdout.buffer.write(block)
+            sys.stdout.buffer.flush()
         return process.wait()
     elif verb == "stop":
         machines.end("stop")
