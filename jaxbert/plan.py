@@ -69,8 +69,14 @@ class Attempt:
 
     @functools.cached_property
     def parsed(self) -> program.Program:
-        """What was compiled, read once."""
-        return program.parse(self.compiled.as_text())
+        """What was compiled, read once. Raises BadInput where jax cannot: libtpu 0.0.52's gMLP for v5p is so."""
+        try:
+            return program.parse(self.compiled.as_text())
+        except jax.errors.JaxRuntimeError as error:
+            raise BadInput(
+                f"topology: compiled for {self.chip.name}, but jax cannot read the program back "
+                f"({str(error).splitlines()[0]}); memory stands as told, counts need another chip or libtpu"
+            ) from None
 
     @functools.cached_property
     def exchanges(self) -> list[collectives.Collective]:
@@ -436,13 +442,13 @@ def sweep(planner: Planner) -> Iterator[str]:
     for mesh, policy in itertools.product(meshes(planner.settings, len(planner.devices)), POLICIES):
         try:
             found = planner.largest(policy, mesh)
+            cost = found.costs if found else None
         except BadInput as error:
             tried.append((math.inf, f"{mesh}: {error}"))
             continue
-        if found is None:
+        if found is None or cost is None:
             tried.append((math.inf, f"{mesh}, rematerialize {policy}: does not fit with one row a device"))
             continue
-        cost = found.costs
         line = (
             f"{_seconds(cost.low):>8} to {_seconds(cost.high):>8}  {found.memory.total / GIB:6.2f} GiB  {found.flags}"
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import types
@@ -101,6 +102,18 @@ def test_the_largest_micro_batch_is_the_last_that_fits(
     told = list(plan.search(asked))
     assert told[0].startswith("largest micro-batch, rematerialize none: 8 rows of 64 tokens a device")
     assert any("--config.train.accumulate=8" in line for line in told)
+
+
+def test_a_program_that_cannot_be_read_back_still_says_whether_it_fits(one_chip: plan.Attempt) -> None:
+    def as_text() -> str:
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update\nmore")
+
+    memory_analysis = one_chip.compiled.memory_analysis
+    unread = types.SimpleNamespace(as_text=as_text, memory_analysis=memory_analysis)
+    lines = plan.report(dataclasses.replace(one_chip, compiled=unread))
+    assert any("fits" in line for line in itertools.islice(lines, 6))
+    with pytest.raises(BadInput, match=r"topology: compiled for v5e, but jax cannot read .*async-update\); memory"):
+        list(lines)
 
 
 def test_no_row_fits_is_said(recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
