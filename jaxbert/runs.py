@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from jaxbert import checkpoint, objectives
+from jaxbert import checkpoint, objectives, sharding
 from jaxbert import config as configs
 from jaxbert.data.stages import write_json
 from jaxbert.data.tokenizer import TextTokenizer
@@ -130,14 +130,16 @@ class Run:
 
     config: configs.Config
     objective: Any
-    model: Any  # pytree of float32 arrays on the default device
+    model: Any  # pytree of float32 arrays
     tokenizer: TextTokenizer
     step: int
     loop: dict[str, Any]  # what the loop stored beside the state: step, tokens, fingerprints
 
 
-def load_run(workdir: str | Path, step: str = "latest") -> Run:
+def load_run(workdir: str | Path, step: str = "latest", mesh: Any = None) -> Run:
     """The model of a run at a step ("latest", "best" by held-out loss, or a number), fingerprints checked.
+
+    `mesh`: over whose devices its arrays are split, as in training; None: they are on the default device.
 
     Raises BadInput if the directory is no run, has no such step, or the step's checkpoint is not whole.
     """
@@ -151,8 +153,12 @@ def load_run(workdir: str | Path, step: str = "latest") -> Run:
         raise BadInput(f"{directory} has no checkpoint; train first, or for longer than checkpoint.every steps")
     candidates = _candidates(workdir, step, steps)
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    target = {"model": checkpoint.abstract_with_shardings(abstract, jax.tree.map(lambda _: here, abstract))}
+    if mesh is None:
+        here = SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: here, abstract)
+    else:
+        shardings = sharding.shard_by_name(abstract, mesh)
+    target = {"model": checkpoint.abstract_with_shardings(abstract, shardings)}
     problems = []
     for number in candidates:
         try:
