@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from jaxbert import checkpoint, objectives
+from jaxbert import checkpoint, objectives, sharding
 from jaxbert import config as configs
 from jaxbert.data.stages import write_json
 from jaxbert.data.tokenizer import TextTokenizer
@@ -194,17 +194,19 @@ class Run:
 
     config: configs.Config
     objective: Any
-    model: Any  # pytree of float32 arrays on the default device
+    model: Any  # pytree of float32 arrays
     tokenizer: TextTokenizer
     step: int
     loop: dict[str, Any]  # what the loop stored beside the state: step, tokens, fingerprints
     averaged: tuple[int, ...] = ()  # steps whose parameters' mean `model` is; empty: it is of `step` alone
 
 
-def load_run(workdir: str | Path, step: str = "latest", average: int = 1) -> Run:
+def load_run(workdir: str | Path, step: str = "latest", average: int = 1, mesh: Any = None) -> Run:
     """The model of a run at a step ("latest", "best" by held-out loss, or a number), fingerprints checked.
 
     `average`: checkpoints, the one of the step and the newest before it, whose parameters' mean the model is.
+    `mesh`: over whose devices its arrays are split, as in training; None: they are on the default device.
+
     Raises BadInput if the directory is no run, has no such step or not as many, or the step's checkpoint is not whole.
     """
     workdir = Path(workdir)
@@ -219,8 +221,12 @@ def load_run(workdir: str | Path, step: str = "latest", average: int = 1) -> Run
     if average > 1:
         candidates = [s for s in steps[::-1] if s <= candidates[0]]
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    target = {"model": checkpoint.abstract_with_shardings(abstract, jax.tree.map(lambda _: here, abstract))}
+    if mesh is None:
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: here, abstract)
+    else:
+        shardings = sharding.shard_by_name(abstract, mesh)
+    target = {"model": checkpoint.abstract_with_shardings(abstract, shardings)}
     problems: list[str] = []
     whole = itertools.islice(_whole(directory, candidates, target, problems), average)
     first = next(whole, None)
@@ -238,7 +244,7 @@ def load_run(workdir: str | Path, step: str = "latest", average: int = 1) -> Run
                 f"--average: {average} checkpoints, but up to step {candidates[0]} {directory} has {len(averaged)} "
                 f"whole ones ({averaged}); give no more, or train with a larger checkpoint.keep_last"
             )
-        model = jax.tree.map(lambda x, t: jax.device_put((t / average).astype(x.dtype), here), model, total)
+        model = jax.tree.map(lambda x, t: jax.device_put((t / average).astype(x.dtype), x.sharding), model, total)
     for problem in problems:
         checkpoint.log.warning("checkpoint is broken, an older one is taken: %s", problem)
     return Run(config, objective, model, tokenizer, number, loop, tuple(averaged[::-1]) if average > 1 else ())

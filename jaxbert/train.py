@@ -183,7 +183,7 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, step: St
     """Weights of another run (`DIR` or `DIR@STEP`) for a new one. Raises BadInput if tokens, names or shapes differ."""
     source = settings.model.initialize_from
     directory, _, saved = source.partition("@")
-    other = runs.load_run(directory, saved or "latest")
+    other = runs.load_run(directory, saved or "latest", mesh=step.rows.mesh)
     if entries(other.tokenizer.tokenizer) != entries(tokenizer.tokenizer):
         folder = Path(settings.corpus.directory) / "tokenizer"
         raise BadInput(
@@ -202,10 +202,7 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, step: St
                 "give the model the sizes of the one that it starts from"
             )
 
-    def place(leaf: jax.Array, where: Any) -> jax.Array:  # each process has the whole leaf, and not all devices
-        return jax.make_array_from_callback(leaf.shape, where, np.asarray(leaf).__getitem__)
-
-    leaves = map(place, jax.tree.leaves(other.model), jax.tree.leaves(step.shardings["model"]))
+    leaves = map(jax.device_put, jax.tree.leaves(other.model), jax.tree.leaves(step.shardings["model"]))
     return jax.tree.unflatten(jax.tree.structure(step.abstract["model"]), leaves)
 
 
