@@ -16,7 +16,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbert import checkpoint, config, metrics, objectives, phases, recipe_files, runs, sharding
+from jaxbert import (
+    checkpoint,
+    config,
+    goodput,
+    metrics,
+    objectives,
+    phases,
+    profiling,
+    recipe_files,
+    runs,
+    sharding,
+)
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
@@ -79,12 +90,14 @@ def _step_flops(objective: Any, feed: Feed) -> float:
     return sum(share * objective.step_flops(size, length) for size, length, share in feed.shapes())
 
 
-def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
+def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> dict[str, Any]:
     """Train (or go on training) a resolved recipe in `workdir`; returns what summary.json holds.
 
+    `profile`: steps, from 0, whose trace is written into workdir/profile.
     Raises BadInput, or Diverged for an impossible first loss, a bad step under `train.bad_step = "stop"`, or more than
     `train.max_skipped` bad steps in a row.
     """
+    spent = goodput.Account(workdir / "goodput.json")
     if computes_on_cpu():
         keep_freed_memory()
     corpus_directory = Path(settings.corpus.directory)
@@ -96,6 +109,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     tokenizer = TextTokenizer.load(corpus_directory / "tokenizer")
     plan = phases.make_plan(settings, phases.open_feeds(settings), tokenizer.vocab_size)
     settings = phases.in_steps(settings, plan)
+    if profile and profile.start >= plan.steps:
+        raise BadInput(f"--profile: starts after step {profile.start:,}, but the run has {plan.steps:,}; start earlier")
 
     objective = objectives.for_tokenizer(settings, tokenizer)
 
@@ -107,11 +122,13 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
     saves = checkpoint.Checkpoints(workdir / "checkpoints", settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
+        spent.enter("compile")
         compiled: dict[tuple[int, ...], Any] = {}  # by the shape of a batch's rows
         for part in plan.stretches:
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
                 if (shape := batch["input_ids_BT"].shape) not in compiled:
                     compiled[shape] = step.compile(batch)
+        spent.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -119,6 +136,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             if settings.model.initialize_from:
                 state["model"] = _initialize_from(settings, tokenizer, step)
 
+        spent.enter("start")
+        spent.counted = memory.get("counted", 0.0)
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
         peak, source = metrics.peak_flops()
@@ -133,24 +152,34 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             [_step_flops(objective, part.feed) / peak for part in plan.stretches],
             restored is None and not settings.model.initialize_from,
             {name: memory[name] for name in ("tokens", "sums")},
+            spent,
+            profiling.Trace(profile, workdir / "profile"),
         )
         try:
             need = max(map(memory_needed, compiled.values()))
             _say_what_runs(display, settings, mesh, plan, step.abstract, need, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
             if restored:
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
+            if profile and profile.stop <= start:
+                display.line(f"profile     the steps to {profile.stop:,} are done; nothing is traced")
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
             loop.run(compiled, state, batches, step.rows, start)
         finally:
+            loop.trace.close()
+            spent.enter("save")
+            saves.close()
+            if start < plan.steps:
+                spent.write()
+                display.line(f"goodput     {spent}")
             display.close()
             writer.close()
-            saves.close()
     if not loop.last:  # the run was finished before
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     summary = {
         "steps": plan.steps,
         "parameters": count_parameters(step.abstract["model"], plan.vocab_size),
         **loop.last,
+        **spent.summary(),
     }
     runs.write_json(workdir / "summary.json", summary)
     return summary
@@ -195,6 +224,8 @@ class _Loop:
     step_flops: list[float]  # by phase: model flops of a mean step, as a share of what the devices do in a second
     fresh: bool  # neither resumed nor initialized from another run
     memory: dict[str, Any]  # saved with each checkpoint: tokens so far, and the sums since the last log line
+    spent: goodput.Account
+    trace: profiling.Trace
     clock: float = 0.0  # when the present window began
     waited: float = 0.0  # seconds of it that went into waiting for data
     timed: tuple[int, int] = (0, 0)  # steps and tokens of it in this process (a resumed window began in another)
@@ -205,10 +236,15 @@ class _Loop:
         settings, previous = self.settings, None
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
+            self.trace.begin(step)
+            self.spent.enter("data")
             before = time.perf_counter()
             batch = sharding.put_batch(next(batches), place)
             self.waited += time.perf_counter() - before
-            state, told = updates[batch["input_ids_BT"].shape](state, batch)
+            self.spent.enter("step")
+            shape = batch["input_ids_BT"].shape
+            with self.trace.around(step):
+                state, told = updates[shape](state, batch)
             if previous is not None:
                 self._account(*previous)
             previous, done = (step, told), step + 1
@@ -217,12 +253,25 @@ class _Loop:
             if evaluate or save:
                 self._account(*previous)
                 previous, paused = None, time.perf_counter()
+                self.spent.enter("evaluate")
                 held_out = self._held_out(done, state["model"]) if evaluate else None
+                self.spent.enter("save")
                 if save:
-                    self.saves.save(done, state, {"step": done, **self.memory}, held_out)
+                    counted = self.spent.counted
+                    self.saves.save(done, state, {"step": done, **self.memory, "counted": counted}, held_out)
                 self.clock += time.perf_counter() - paused  # tokens/s are of training alone
-            self.display.advance(done)
+            self._end_step(done, shape, told)
         return state
+
+    def _end_step(self, done: int, shape: tuple[int, ...], told: dict[str, jax.Array]) -> None:
+        """Once around the loop: say so if it was slow, end the trace if this was the last of its steps."""
+        slow = self.spent.step_ends(shape)
+        if slow is not None:
+            self.display.line(f"step {done:,}: {slow}")
+        self.spent.enter("profile")
+        if self.trace.end(done - 1, told):
+            self.display.line(f"profile     of the steps to {done:,} in {self.trace.directory}")
+        self.display.advance(done)
 
     def _account(self, step: int, told: dict[str, jax.Array]) -> None:
         """Read the metrics of `step`, judge them, log at the end of a window of `train.log_every` steps or a phase."""
@@ -238,6 +287,7 @@ class _Loop:
             sums = self.memory["sums"]
             for name, value in {**values, "steps": 1}.items():
                 sums[name] = sums.get(name, 0.0) + value
+        self.spent.judged(counts=not bad)
         done = step + 1
         if done % self.settings.train.log_every == 0 or done == self.plan.stretch(step).end:
             self._log(done)
@@ -252,10 +302,12 @@ class _Loop:
             "tokens_per_second": self.timed[1] / seconds,
             "flops_utilization": self.timed[0] * self.step_flops[phase] / seconds,
             "data_wait_fraction": self.waited / seconds,
+            "goodput": self.spent.share,
+            "slow_steps": self.spent.slow_in_window,
         }
         self._tell(done, "train", record)
         self.memory["sums"] = {}
-        self.clock, self.waited, self.timed = time.perf_counter(), 0.0, (0, 0)
+        self.clock, self.waited, self.timed, self.spent.slow_in_window = time.perf_counter(), 0.0, (0, 0), 0
 
     def _held_out(self, done: int, model: Any) -> float:
         record = {**self.evaluate(model), "tokens": self.memory["tokens"]}
@@ -295,9 +347,10 @@ def main(argv: list[str]) -> None:
     parser = recipe_files.command_parser("python -m jaxbert.train", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
+    parser.add_argument("--profile", metavar="START:STOP", help="trace the steps after START until STOP")
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
-    train(settings, Path(known.workdir))
+    train(settings, Path(known.workdir), profiling.parse(known.profile) if known.profile else range(0))
 
 
 if __name__ == "__main__":

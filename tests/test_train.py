@@ -19,7 +19,8 @@ from jaxbert.errors import BadInput, Diverged
 from jaxbert.models import gmlp
 from jaxbert.objectives.mlm import MaskedLanguageModelling
 
-TIMES = ("tokens_per_second", "flops_utilization", "data_wait_fraction")  # what no two runs share
+# What no two runs share.
+TIMES = ("tokens_per_second", "flops_utilization", "data_wait_fraction", "goodput", "slow_steps")
 
 
 def change(settings: config.Config, **sections: dict) -> config.Config:
