@@ -83,7 +83,7 @@ class Account:
         kept: dict[str, Any] = {}
         try:
             kept = json.loads(path.read_text(encoding="utf-8")) if path else {}
-            self._down = kept["down"] + max(0.0, self._since - kept["time"]) if kept else 0.0
+            self._down = kept["down"] + max(0.0, self._since - kept["written"]) if kept else 0.0
         except (OSError, ValueError, KeyError):
             kept, self._down = {}, 0.0
         self.seconds: dict[str, float] = collections.defaultdict(float, kept.get("seconds", {}))
@@ -93,7 +93,7 @@ class Account:
     def enter(self, phase: str) -> None:
         """What follows is another phase: compile, restore, data, step, evaluate, save, …"""
         now = self.clock()
-        spent, self._since = now - self._since, now
+        spent, self._since = max(0.0, now - self._since), now  # a clock that is set back costs nothing
         self.seconds[self.phase] += spent
         self._of_step[self.phase] = self._of_step.get(self.phase, 0.0) + spent
         if self.phase == "step":
@@ -134,7 +134,7 @@ class Account:
             "seconds": seconds,
             "down": round(self._down, 3),
             "slow_steps": dict(self.slow),
-            "time": self._since,
+            "written": self._since,
         }
         self._written = self._since
         if self.path is not None:
@@ -145,7 +145,8 @@ class Account:
 
     def summary(self) -> dict[str, Any]:
         """What was written last, as summary.json holds it: of a run that was finished before, by its last process."""
-        return {"goodput": self._kept["goodput"], "time": {n: v for n, v in self._kept.items() if n != "goodput"}}
+        kept = {name: value for name, value in self._kept.items() if name != "written"}
+        return {"goodput": kept.pop("goodput"), "time": kept} if kept else {}
 
     def __str__(self) -> str:
         """What was written last, for people."""

@@ -99,7 +99,7 @@ def test_what_a_killed_process_did_since_the_file_was_written_is_no_more_than_te
     account = goodput.Account(tmp_path / "goodput.json", clock)
     for _ in range(1000):
         one_step(account, clock, compute=0.5)
-        written = json.loads((tmp_path / "goodput.json").read_text())["time"] if clock.now > 1011 else clock.now
+        written = json.loads((tmp_path / "goodput.json").read_text())["written"] if clock.now > 1011 else clock.now
         assert clock.now - written <= goodput.WRITE_EVERY + 0.5
 
 
