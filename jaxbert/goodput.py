@@ -1,7 +1,8 @@
 """Where a run's time goes: the share of it in steps that counted, over all its processes, and which steps were slow.
 
-The loop says which phase it enters, and every second belongs to the phase that was entered last. Nothing here waits for
-a device: the time of a step is the time between readings of metrics, which the loop does one step late.
+The loop says which phase it enters, and the watchdog of progress.py hears it, too. Every second belongs to the phase
+that was entered last. Nothing here waits for a device: the time of a step is the time between readings of metrics,
+which the loop does one step late.
 """
 
 import collections
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
+
+from jaxbert import progress
 
 SLOW = 3.0  # × the median of the last steps with rows of this shape: what takes longer is slow
 RECENT, ENOUGH = 100, 20  # steps that the median is of, and how many it needs
@@ -69,13 +72,14 @@ class Account:
     told and is no part of the share, because nobody knows whether the run was to go on.
     """
 
-    def __init__(self, path: Path | None, clock: Callable[[], float] = time.time):
-        """`path`: goodput.json of the run, None where another process keeps it; `clock`: seconds since 1970.
+    def __init__(self, path: Path | None, began: float, clock: Callable[[], float] = time.time):
+        """`path`: goodput.json of the run, None where another process keeps it; `clock`: seconds since 1970; `began`:
+        when this process did, by that clock.
 
         The phase is "start" until another is entered. A file that is not whole is as good as none.
         """
         self.path, self.clock, self.counted = path, clock, 0.0
-        self.phase, self._since = "start", clock()
+        self.phase, self._since = "start", began
         self._of_step: dict[str, float] = {}  # seconds by phase since a step ended
         self._unjudged = 0.0  # seconds of steps that are not yet known to count
         self._slow_steps = SlowSteps()
@@ -90,25 +94,30 @@ class Account:
         self.slow: dict[str, int] = collections.defaultdict(int, kept.get("slow_steps", {}))
         self._written, self._kept = self._since, kept
 
-    def enter(self, phase: str) -> None:
-        """What follows is another phase: compile, restore, data, step, evaluate, save, …"""
+    def enter(self, phase: str, step: int = 0) -> None:
+        """The loop enters a phase (compile, restore, data, step, evaluate, save, …); `step`: steps done."""
+        self._spend()
+        self.phase = phase
+        progress.enter(phase, step)
+
+    def _spend(self) -> None:
+        """The time since this was last asked belongs to the present phase."""
         now = self.clock()
         spent, self._since = max(0.0, now - self._since), now  # a clock that is set back costs nothing
         self.seconds[self.phase] += spent
         self._of_step[self.phase] = self._of_step.get(self.phase, 0.0) + spent
         if self.phase == "step":
             self._unjudged += spent
-        self.phase = phase
 
     def judged(self, counts: bool) -> None:
         """Metrics of a step are read: its time, what "step" took since the last reading, counts or it does not."""
-        self.enter(self.phase)
+        self._spend()
         self.counted += self._unjudged if counts else 0.0
         self._unjudged = 0.0
 
     def step_ends(self, shape: Hashable) -> Slow | None:
         """The loop went around once, with rows of `shape`; what was slow about it, None if nothing was."""
-        self.enter(self.phase)
+        self._spend()
         parts = {phase: self._of_step.get(phase, 0.0) for phase in OF_A_STEP}
         self._of_step = {}
         slow = self._slow_steps.judge(shape, parts)
@@ -122,7 +131,7 @@ class Account:
     @property
     def share(self) -> float:
         """Goodput: the share of the time of all processes so far that went into steps that counted."""
-        self.enter(self.phase)
+        self._spend()
         return self.counted / max(sum(self.seconds.values()), 1e-9)
 
     def write(self) -> None:

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "evaluation.every",
     "evaluation.rows",
     "evaluation.batch_size",
+    "limits.",
     "model.initialize_from",
     "model.unroll",
     "model.rematerialize",
@@ -42,10 +43,11 @@ MAY_CHANGE = (
 MAY_CHANGE_UNDER_WSD = ("train.steps", "train.tokens", "train.epochs")  # the rate before the decay depends on no length
 
 
-def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
+def open_run(workdir: Path, config: configs.Config, corpus: Path, *, write: bool = True) -> None:
     """Make the run directory, or check that the recipe is the one that it was started with.
 
-    Raises BadInput naming every field that differs and may not, or if the directory cannot be written.
+    `write`: of a run's processes, one makes the directory, and all check it. Raises BadInput naming every field that
+    differs and may not, or if the directory cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -75,6 +77,8 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
                 f"{workdir} holds a run of another recipe: {fields}. Take the old values or another --workdir"
                 + _ends_in_steps(changed)
             )
+    if not write:
+        return
     # The tokenizer first: a run directory with a config.json has its tokenizer.
     if not (workdir / "tokenizer").exists():
         partial = workdir / f"tokenizer.tmp-{os.getpid()}"

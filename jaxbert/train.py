@@ -19,11 +19,13 @@ import numpy as np
 from jaxbert import (
     checkpoint,
     config,
+    distributed,
     goodput,
     metrics,
     objectives,
     phases,
     profiling,
+    progress,
     recipe_files,
     runs,
     sharding,
@@ -97,7 +99,7 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
     Raises BadInput, or Diverged for an impossible first loss, a bad step under `train.bad_step = "stop"`, or more than
     `train.max_skipped` bad steps in a row.
     """
-    spent = goodput.Account(workdir / "goodput.json")
+    began = time.time()
     if computes_on_cpu():
         keep_freed_memory()
     corpus_directory = Path(settings.corpus.directory)
@@ -118,7 +120,9 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
         batch = objective.make_batch(rows, epoch_B, row_B, seed)
         return in_parts(batch, settings.train.accumulate)
 
-    runs.open_run(workdir, settings, corpus_directory)
+    first = jax.process_index() == 0  # the one process that writes and speaks
+    spent = goodput.Account(workdir / "goodput.json" if first else None, began)
+    runs.open_run(workdir, settings, corpus_directory, write=first)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
@@ -128,6 +132,7 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
                 if (shape := batch["input_ids_BT"].shape) not in compiled:
                     compiled[shape] = step.compile(batch)
+        distributed.meet("compiled")
         spent.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
@@ -141,7 +146,8 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
         peak, source = metrics.peak_flops()
-        display, writer = metrics.Display(plan.steps, start), metrics.MetricWriter(workdir, restored_step=start)
+        display = metrics.Display(plan.steps, start, quiet=not first)
+        writer = metrics.MetricWriter(workdir, restored_step=start, write=first)
         loop = _Loop(
             settings,
             plan,
@@ -163,10 +169,11 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
             if profile and profile.stop <= start:
                 display.line(f"profile     the steps to {profile.stop:,} are done; nothing is traced")
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
+            distributed.meet("ready")
             loop.run(compiled, state, batches, step.rows, start)
         finally:
             loop.trace.close()
-            spent.enter("save")
+            spent.enter("save", plan.steps)
             saves.close()
             if start < plan.steps:
                 spent.write()
@@ -181,7 +188,8 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
         **loop.last,
         **spent.summary(),
     }
-    runs.write_json(workdir / "summary.json", summary)
+    if first:
+        runs.write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -237,11 +245,11 @@ class _Loop:
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
             self.trace.begin(step)
-            self.spent.enter("data")
+            self.spent.enter("data", step)
             before = time.perf_counter()
             batch = sharding.put_batch(next(batches), place)
             self.waited += time.perf_counter() - before
-            self.spent.enter("step")
+            self.spent.enter("step", step)
             shape = batch["input_ids_BT"].shape
             with self.trace.around(step):
                 state, told = updates[shape](state, batch)
@@ -253,9 +261,9 @@ class _Loop:
             if evaluate or save:
                 self._account(*previous)
                 previous, paused = None, time.perf_counter()
-                self.spent.enter("evaluate")
+                self.spent.enter("evaluate", done)
                 held_out = self._held_out(done, state["model"]) if evaluate else None
-                self.spent.enter("save")
+                self.spent.enter("save", done)
                 if save:
                     counted = self.spent.counted
                     self.saves.save(done, state, {"step": done, **self.memory, "counted": counted}, held_out)
@@ -268,7 +276,7 @@ class _Loop:
         slow = self.spent.step_ends(shape)
         if slow is not None:
             self.display.line(f"step {done:,}: {slow}")
-        self.spent.enter("profile")
+        self.spent.enter("profile", done)
         if self.trace.end(done - 1, told):
             self.display.line(f"profile     of the steps to {done:,} in {self.trace.directory}")
         self.display.advance(done)
@@ -348,9 +356,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
     parser.add_argument("--profile", metavar="START:STOP", help="trace the steps after START until STOP")
+    distributed.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
-    train(settings, Path(known.workdir), profiling.parse(known.profile) if known.profile else range(0))
+    profile = profiling.parse(known.profile) if known.profile else range(0)
+    workdir, place = Path(known.workdir), distributed.find_place(known)
+    with distributed.joined(place, settings, workdir, known.start_timeout) as end:
+        process, processes = (place.process, place.processes) if place else (0, 1)
+        with progress.watched(workdir, process, processes, settings.limits, end):
+            train(settings, workdir, profile)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def one_step(
 
 
 def test_every_second_belongs_to_the_phase_entered_last(clock: Clock, tmp_path: Path) -> None:
-    account = goodput.Account(tmp_path / "goodput.json", clock)
+    account = goodput.Account(tmp_path / "goodput.json", clock.now, clock)
     clock.now += 3
     for phase, seconds in (("compile", 20), ("restore", 2)):
         spend(account, clock, phase, seconds)
@@ -63,7 +63,7 @@ def test_every_second_belongs_to_the_phase_entered_last(clock: Clock, tmp_path: 
 
 
 def test_a_bad_step_that_is_left_out_did_not_count(clock: Clock) -> None:
-    account = goodput.Account(None, clock)
+    account = goodput.Account(None, clock.now, clock)
     for bad in (False, True, True, False):
         one_step(account, clock, compute=5, bad=bad)
     assert account.share == 0.5
@@ -73,15 +73,15 @@ def test_steps_done_again_after_a_restore_did_not_count_and_time_without_a_proce
     clock: Clock, tmp_path: Path
 ) -> None:
     path = tmp_path / "goodput.json"
-    first = goodput.Account(path, clock)
+    first = goodput.Account(path, clock.now, clock)
     for _ in range(4):
         one_step(first, clock, compute=20)
     saved = first.counted  # the checkpoint of step 4
     for _ in range(3):
         one_step(first, clock, compute=20)  # and then it is killed
     clock.now += 600
-    second = goodput.Account(path, clock)
     clock.now += 10
+    second = goodput.Account(path, clock.now - 10, clock)
     second.counted = saved
     for _ in range(6):
         one_step(second, clock, compute=20)
@@ -96,7 +96,7 @@ def test_steps_done_again_after_a_restore_did_not_count_and_time_without_a_proce
 def test_what_a_killed_process_did_since_the_file_was_written_is_no_more_than_ten_seconds_and_a_step(
     clock: Clock, tmp_path: Path
 ) -> None:
-    account = goodput.Account(tmp_path / "goodput.json", clock)
+    account = goodput.Account(tmp_path / "goodput.json", clock.now, clock)
     for _ in range(1000):
         one_step(account, clock, compute=0.5)
         written = json.loads((tmp_path / "goodput.json").read_text())["written"] if clock.now > 1011 else clock.now
@@ -106,13 +106,13 @@ def test_what_a_killed_process_did_since_the_file_was_written_is_no_more_than_te
 @pytest.mark.parametrize("content", ["", "{", '{"seconds": {}}'])
 def test_an_account_that_is_not_whole_is_begun_anew(clock: Clock, tmp_path: Path, content: str) -> None:
     (tmp_path / "goodput.json").write_text(content)
-    account = goodput.Account(tmp_path / "goodput.json", clock)
+    account = goodput.Account(tmp_path / "goodput.json", clock.now, clock)
     one_step(account, clock)
     assert account.share == 1.0
 
 
 def test_an_account_that_cannot_be_written_does_not_end_the_run(clock: Clock, tmp_path: Path) -> None:
-    account = goodput.Account(tmp_path / "absent/goodput.json", clock)
+    account = goodput.Account(tmp_path / "absent/goodput.json", clock.now, clock)
     one_step(account, clock)
     account.write()
     assert account.summary()["goodput"] == 1.0
@@ -125,7 +125,7 @@ def test_an_account_that_cannot_be_written_does_not_end_the_run(clock: Clock, tm
 def test_a_step_over_three_times_the_median_is_slow_by_the_phase_that_was_long(
     clock: Clock, long: dict, phase: str
 ) -> None:
-    account = goodput.Account(None, clock)
+    account = goodput.Account(None, clock.now, clock)
     usual = {"data": 0.25, "compute": 0.5, "save": 0.25}
     for i in range(120):
         assert one_step(account, clock, **usual | ({"save": 1.75} if i % 50 == 49 else {})) is None  # 2.5 ×
