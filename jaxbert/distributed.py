@@ -119,10 +119,13 @@ class Peers:
         self._clock = clock
         return next((number for number, at in self._heard.items() if clock - at > self.silence), None)
 
-    def describe(self, number: int, clock: float) -> str:
-        """How long it has been silent, and what it did last."""
-        doing = self._doing.get(number)
-        return f"no sign of life for {clock - self._heard[number]:.0f} s" + (f", was in {doing}" if doing else "")
+    def silent_for(self, number: int, clock: float) -> float:
+        """Seconds since its last sign of life."""
+        return clock - self._heard[number]
+
+    def doing(self, number: int) -> str:
+        """ ", was in save, step 500", or "" if it never said."""
+        return f", was in {self._doing[number]}" if self._doing.get(number) else ""
 
 
 class Team:
@@ -157,7 +160,7 @@ class Team:
                     beat_at = now
                     self._tell(beat=str(progress.now()))
                 if (lost := self.peers.lost(now)) is not None:
-                    self._lose(lost, self.peers.describe(lost, now))
+                    self._lose(lost, f"no sign of life for {self.peers.silent_for(lost, now):.0f} s")
                 if self._ended and now - self._ended[0] > GRACE and not self._leaving:
                     self.end(self._ended[1])
 
@@ -188,15 +191,17 @@ class Team:
                     wire.send(**message)
 
     def _lose(self, number: int, why: str) -> None:
+        """A peer is lost, or this process is to the others, who said so."""
         if self._leaving:
             self.peers.finished(number)
             return
-        with_text = f"lost process {number}{' (coordinator)' if number == 0 else ''}: {why}"
+        why += self.peers.doing(number)
+        text = f"lost process {number}{' (coordinator)' if number == 0 else ''}: {why}"
         if number == self.place.process:  # stopped for long, and now continued
-            with_text = f"the other processes took this one for lost: {why}"
-        elif self._ended:  # it was told to go
-            with_text = self._ended[1]
-        self._end(with_text, lost=number, why=why)
+            text = f"the other processes took this one for lost: {why}"
+        elif self._ended:  # the peer went because of another's end, as this process is about to
+            text = self._ended[1]
+        self._end(text, lost=number, why=why)
 
     def _turn_away(self, now: float) -> None:
         """Process 0: one that comes when all are there. It is a twin, or takes the place of one soon found lost."""
@@ -275,7 +280,7 @@ class Team:
         """jaxlib has given up in one of its threads: what is known of the reason is known within seconds."""
         if not self._done:
             time.sleep(GRACE + LINGER)
-            self._end("process 0 (coordinator) or a peer was lost: jaxlib gave up, see above", lost=-1, why="unknown")
+            self.end("process 0 (coordinator) or a peer was lost: jaxlib gave up and said why above")
         os._exit(0)  # the run was finished and saved; only the others' goodbye was not heard
 
 

@@ -7,12 +7,15 @@ stay open: they are the line over which processes know of each other in training
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import select
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -148,24 +151,30 @@ def difference(reports: dict[int, dict[str, Any]], names: dict[int, str]) -> str
 
 
 class Wire:
-    """A connection that carries JSON objects, a line each; it never blocks."""
+    """A connection that carries JSON objects, a line each; `receive` never blocks, `send` a second at most."""
 
     def __init__(self, connection: socket.socket):
         """Takes the connected socket over."""
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket, self.closed, self._received = connection, False, b""
+        self._sending = threading.Lock()
 
     def fileno(self) -> int:
         """For `selectors`."""
         return self.socket.fileno()
 
     def send(self, **message: Any) -> None:
-        """Hand a message to the kernel; a broken connection is noticed by `receive`, a full one loses it."""
-        try:
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            pass
+        """Hand a message to the kernel, from any thread; a broken connection is noticed by `receive`."""
+        data = json.dumps(message).encode() + b"\n"
+        with self._sending, contextlib.suppress(OSError, ValueError):
+            writable = select.poll()
+            writable.register(self.socket, select.POLLOUT)
+            while data:
+                if not writable.poll(1000):  # nobody reads the other end: half a message would spoil the next one
+                    self.socket.shutdown(socket.SHUT_RDWR)
+                    return
+                data = data[self.socket.send(data) :]
 
     def receive(self) -> list[dict[str, Any]]:
         """All messages that are there; `closed` is set when there will be no more, or when a stranger talks."""
@@ -195,22 +204,27 @@ class Wire:
 
 
 def listen(place: Place) -> socket.socket:
-    """Process 0's socket for the roll-call, on all addresses of this machine as jax's coordinator. Raises BadInput."""
+    """Process 0's socket for the roll-call, on all addresses of this machine as jax's coordinator.
+
+    Raises BadInput for a port that is taken for longer than an earlier process 0 needs for its end.
+    """
     both = socket.has_dualstack_ipv6()
-    try:
-        listener = socket.create_server(
-            ("", place.port),
-            family=socket.AF_INET6 if both else socket.AF_INET,
-            dualstack_ipv6=both,
-            backlog=max(128, place.processes),
-        )
-    except OSError as error:
-        raise BadInput(
-            f"--coordinator: {place.address}: cannot listen on its roll-call port {place.port} ({error.strerror}); is "
-            "another process 0 running here (two with --process=0)? If not, give another port"
-        ) from None
-    listener.setblocking(False)
-    return listener
+    family, backlog = socket.AF_INET6 if both else socket.AF_INET, max(128, place.processes)
+    deadline = time.monotonic() + SETTLE
+    while True:
+        try:
+            listener = socket.create_server(("", place.port), family=family, dualstack_ipv6=both, backlog=backlog)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise BadInput(
+                    f"--coordinator: {place.address}: cannot listen on its roll-call port {place.port} "
+                    f"({error.strerror}); is another process 0 running here (two with --process=0)? If not, give "
+                    "another port"
+                ) from None
+            time.sleep(0.5)
+        else:
+            listener.setblocking(False)
+            return listener
 
 
 class Call:

@@ -90,7 +90,8 @@ def test_the_lost_peer_is_described_by_what_it_did_last() -> None:
     peers = Peers([1], 30, 0)
     peers.heard(1, 5, "save, step 500")
     assert quiet_until(peers, 60) == 1
-    assert peers.describe(1, 36) == "no sign of life for 31 s, was in save, step 500"
+    assert peers.silent_for(1, 36) == 31
+    assert peers.doing(1) == ", was in save, step 500"
 
 
 def test_a_peer_that_beats_is_told_from_one_that_may_soon_be_lost() -> None:

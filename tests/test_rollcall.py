@@ -161,6 +161,23 @@ def test_a_process_that_dies_while_the_others_wait_may_come_again() -> None:
     assert result == ["go"] * 3
 
 
+def test_a_wire_carries_messages_longer_than_its_buffers_and_one_that_nobody_reads_is_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = rollcall.Wire(socket.create_connection(server.getsockname()))
+        theirs = rollcall.Wire(server.accept()[0])
+    text, found = "á" * 50_000, list[dict]()
+    thread = threading.Thread(target=lambda: [ours.send(text=text) for _ in range(8)])
+    thread.start()
+    while len(found) < 8:
+        found += theirs.receive()
+    thread.join(5)
+    assert found == [{"text": text}] * 8
+    for _ in range(200):
+        ours.send(text=text)
+    ours.receive()
+    assert ours.closed
+
+
 def test_strangers_that_find_the_port_change_nothing() -> None:
     address = free_address()
     found: list[Any] = []

@@ -16,7 +16,7 @@ from tests.test_train import change, records
 
 pytestmark = pytest.mark.slow
 GONE = 60.0  # seconds within which every survivor of a lost peer is to have ended
-START = 240.0  # seconds for imports, compiling and the first steps, on a busy machine
+START = 600.0  # seconds for imports, compiling and the first steps, on a busy machine
 
 
 @pytest.fixture
