@@ -467,6 +467,7 @@ def main(argv: list[str]) -> None:
     settings = config.resolve(recipe_files.load(known.config, overrides))
     if known.cycles and not chip.matrix_units:
         raise BadInput(f"--cycles: reads programs of TPUs, not of {chip.name}; leave it out")
+    jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for absent devices cannot be read back
     with tempfile.TemporaryDirectory() as folder:
         if known.cycles:  # libtpu reads this once, when it is loaded
             os.environ.update(cycles.environment(folder))
@@ -483,12 +484,10 @@ def main(argv: list[str]) -> None:
                 print(line, flush=True)
             records += [record(found) for found in planner.tried.values()]
             if known.cycles and tried.compiled:
-                ranked, flops = (
-                    cycles.of_compiled(folder, tried.compiled.as_text(), chip),
-                    records[-1]["costs"]["model_flops"],
-                )
+                ranked, flops = cycles.of_compiled(folder, tried.compiled.as_text(), chip), tried.costs.model_flops
                 print(cycles.table(ranked, flops=flops))
-                records[-1]["static"] = {"seconds": ranked.seconds, "share_of_peak": ranked.share_of_peak(flops)}
+                static = {"seconds": ranked.seconds, "share_of_peak": ranked.share_of_peak(flops)}
+                records[-1]["static"] = static | {"alone": ranked.sums}
             for dump in Path(folder).iterdir():  # the next phase's programs have the same names
                 dump.unlink()
     if known.json:
