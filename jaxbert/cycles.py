@@ -360,5 +360,6 @@ def table(step: Step, *, flops: float | None = None, count: int = 20) -> str:
     alone = ", ".join(f"{name} {value * 1e3:.2f} ms{shares[name]}" for name, value in step.sums.items())
     lines.append(f"each alone (and the share of peak that it would allow): {alone}")
     if step.unknown:
-        lines.append(f"trips that depend on data are counted once in: {', '.join(step.unknown)}")
+        more = f" and {len(step.unknown) - 8} more" if len(step.unknown) > 8 else ""
+        lines.append(f"trips depend on data, and count once unless given, in: {', '.join(step.unknown[:8])}{more}")
     return "\n".join(lines)

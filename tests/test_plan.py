@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import types
 from pathlib import Path
 
 import jax
@@ -150,6 +151,16 @@ def test_the_command_writes_its_numbers_as_json(
 def test_what_cannot_be_planned_is_refused_by_field_and_remedy(recipe: str, flags: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         plan.main([f"--config={recipe}", *flags])
+
+
+def test_kernels_are_counted_on_rows_of_one_document() -> None:
+    def trips(name: str, length: int) -> list[int]:
+        kernel = types.SimpleNamespace(name=name)
+        return [plan.kernel_trips(chips.CHIPS["v5e"], length, kernel, number) for number in range(2)]
+
+    assert trips("attention_forward.3", 2048) == [2, 0]  # chunks of 1,024 keys
+    assert trips("attention_backward", 2048) == [4, 0]  # of 512 queries
+    assert trips("attention_forward", 500) == [1, 0] and trips("fusion.7", 2048) == [1, 1]
 
 
 def test_sharding_of_a_mesh_counts_the_given_devices() -> None:

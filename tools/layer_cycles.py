@@ -7,7 +7,7 @@ Forward and backward pass of a few layers of a published size on one device, in 
 packs: no head, no optimizer and no exchange, so that it compiles in a minute or two and what a layer costs stands out.
 The sums are `jaxbert.plan --cycles`'s (jaxbert/cycles.py): they rank, and are no speed. Nothing runs.
 
-MEASURED
+Measured with libtpu 0.0.52 on 2026-11-28: docs/plans.md.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 from jaxbert import cycles
 from jaxbert.chips import open_topology
 from jaxbert.config import Config, Train, family, named_model, resolve
+from jaxbert.plan import kernel_trips
 
 VOCABULARY = 128  # next to nothing: the table and its gradient are not what is asked
 
@@ -82,7 +83,7 @@ def main() -> None:
 
             api.choose = functools.partial(lambda name, call: name, flags.attention)
         text = compiled(settings.model, devices, flags.rows, flags.length, bool(settings.data.pack))
-        ranked = cycles.of_compiled(folder, text, chip)
+        ranked = cycles.of_compiled(folder, text, chip, trips=functools.partial(kernel_trips, chip, flags.length))
     flops = 3 * flags.rows * family(model.name).forward_flops(settings.model, flags.length, flags.length)
     print(f"{flags.model}, {flags.layers} layers, {flags.rows} × {flags.length} tokens, {flags.topology}")
     print(cycles.table(ranked, flops=flops))
