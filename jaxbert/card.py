@@ -72,7 +72,7 @@ def model_card(
     origin = (
         f"Imported by jaxbert {imported['jaxbert']} from {_code(imported['source'])}, not trained here."
         if imported
-        else f"Pretrained with jaxbert {jaxbert.__version__}: step {trained.step:,}, {trained.loop['tokens']:,} tokens "
+        else f"Pretrained with jaxbert {jaxbert.__version__}: {_steps(trained)}, {trained.loop['tokens']:,} tokens "
         "read."
     )
     return "\n".join(
@@ -116,6 +116,12 @@ def mask_token(trained: runs.Run) -> str:
     return str(trained.tokenizer.tokenizer.id_to_token(trained.tokenizer.mask_id))
 
 
+def _steps(trained: runs.Run) -> str:
+    if trained.averaged:
+        return f"the mean of the parameters of steps {', '.join(f'{step:,}' for step in trained.averaged)}"
+    return f"step {trained.step:,}"
+
+
 def _whose(exported: Exported) -> str:
     if not exported.code:
         return "of transformers"
@@ -146,6 +152,8 @@ def _scores(trained: runs.Run, workdir: Path) -> list[str]:
     recorded = read_json(workdir / "evaluation.json"), read_json(workdir / "summary.json").get("validation", {})
     scores = next((s for s in recorded if s.get("step") == trained.step), None)
     lines = ["## Held-out scores", ""]
+    if trained.averaged:
+        return [*lines, "None were recorded for this mean of several steps.", ""]
     if scores is None:
         return [*lines, "None were recorded for this step.", ""]
     labels = {

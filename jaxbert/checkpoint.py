@@ -2,22 +2,28 @@
 
 Orbax restores a file with a flipped bit without noticing, so each checkpoint carries a uint32 per leaf that changes
 with any bit and does not depend on the mesh; restore checks it and falls back to the newest checkpoint that is whole.
+Several processes save and restore together, and what one of them could not do, none of them did.
 """
 
+import contextlib
 import copy
+import importlib
 import logging
-import shutil
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from jaxbert.config import Checkpoint
 from jaxbert.errors import BadInput
 
 log = logging.getLogger("jaxbert")
+INSTALL = 'pip install "jaxbert[gcs]"'  # what Orbax and epath import for gs://
 LOOP = "loop"  # beside the state's own keys: what the loop knows, as JSON
 
 
@@ -53,35 +59,70 @@ def _root_cause(error: BaseException) -> str:
     """The last exception of the chain: Orbax reports every load error as "incompatible handler"."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"  # the reason is often last
 
 
-def _context() -> ocp.Context:
+def _not_by_orbax(record: logging.LogRecord) -> bool:
+    """A filter for the log of absl, where Orbax writes a thousand lines about a save that failed, and we one."""
+    return "orbax" not in record.pathname
+
+
+def _context(alone: bool = False) -> ocp.Context:
+    """`alone`: this process waits for no other, so that one that fails leaves none waiting."""
     context = ocp.Context()
     registry = ocp.handlers.local_registry().add(ocp.handlers.JsonHandler, checkpointable_name=LOOP)
     context.checkpointables.registry = registry
+    if alone and jax.process_count() > 1:
+        here = jax.process_index()
+        context.multiprocessing.primary_host = here
+        context.multiprocessing.active_processes = {here}
+        context.multiprocessing.barrier_sync_key_prefix = f"process{here}"
     return context
 
 
-def steps_in(directory: Path) -> list[int]:
+def _of_all_processes(problem: str | None) -> str | None:
+    """What stopped this process or, if nothing did, another one; None where every process got through."""
+    if jax.process_count() == 1:
+        return problem
+    stopped = np.flatnonzero(multihost_utils.process_allgather(np.array(problem is not None)))
+    if problem is None and len(stopped):
+        return f"process {stopped[0]} failed; its own messages say why"
+    return problem
+
+
+def absolute(directory: str | os.PathLike[str]) -> epath.Path:
+    """A local path made absolute; gs://… as it is. Raises BadInput for a scheme that Orbax does not know."""
+    try:
+        return epath.Path(directory if "://" in os.fspath(directory) else os.path.abspath(directory))
+    except KeyError as error:
+        raise BadInput(f"checkpoint.directory: {directory}: no {error.args[0]} here; give a path or gs://…") from None
+
+
+def steps_in(directory: epath.PathLike) -> list[int]:
     """The steps that have a checkpoint directory, ascending; whether they are whole only a restore tells."""
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
+    place = epath.Path(directory)
+    return sorted(int(p.name) for p in place.iterdir() if p.name.isdigit()) if place.is_dir() else []
 
 
-def read(directory: Path, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(directory: epath.PathLike, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The checkpoint of `step`, checked leaf by leaf: (state, loop).
 
     Args:
       directory: of all checkpoints of a run, absolute.
       abstract: ShapeDtypeStructs with shardings under the state's top-level keys, or some of them ({"model": …}).
 
-    Raises ValueError with the reason if what was asked for is not whole.
+    Raises ValueError with the reason if what was asked for is not whole, and BadInput if it is of another model.
     """
-    with _context():
+    path, problem, loaded = epath.Path(directory) / str(step), None, {}
+    with _context(alone=True):
         try:
-            loaded = ocp.load_checkpointables(directory / str(step), {**abstract, LOOP: None})
+            loaded = ocp.load_checkpointables(path, {**abstract, LOOP: None})
         except Exception as error:  # Orbax raises many types for a torn directory
-            raise ValueError(_root_cause(error)) from None
+            problem = _root_cause(error)
+            _check_same_model(path, abstract)
+    if problem := _of_all_processes(problem):
+        raise ValueError(problem)
     loop = loaded.pop(LOOP)
     for name, value in zip(_names(loaded), _fingerprints(loaded), strict=True):
         if loop["fingerprints"].get(name) != int(value):
@@ -89,99 +130,209 @@ def read(directory: Path, step: int, abstract: dict[str, Any]) -> tuple[dict[str
     return loaded, loop
 
 
-class Checkpoints:
-    """The checkpoints of one run: the last N and the best by held-out loss."""
+def _check_same_model(path: epath.Path, abstract: dict[str, Any]) -> None:
+    """Raises BadInput if what a checkpoint says of itself is another model than `abstract`; nothing if it is torn."""
+    try:
+        names = ocp.load_checkpointables(path, {LOOP: None})[LOOP]["fingerprints"]
+        record = ocp.checkpointables_metadata(path).metadata
+        arrays = {key: record[key] for key in abstract if key in record}
+        found = {name: leaf.shape for name, leaf in zip(_names(arrays), jax.tree.leaves(arrays), strict=True)}
+    except Exception:
+        return
+    wanted = {name: leaf.shape for name, leaf in zip(_names(abstract), jax.tree.leaves(abstract), strict=True)}
+    saved = {name for name in names if name.partition("/")[0] in abstract}
+    for name in sorted(saved | set(wanted)):
+        theirs, ours = found.get(name, "there") if name in saved else "absent", wanted.get(name, "absent")
+        if "absent" in (theirs, ours) or (name in found and theirs != ours):
+            raise BadInput(
+                f"{path} is a checkpoint of another model: {name} is {theirs} in it, {ours} in this recipe; take the "
+                "recipe that it was saved with, or another --workdir"
+            )
 
-    def __init__(self, directory: Path, checkpoint: Checkpoint):
-        """`directory` is made; half-written leftovers of a killed process are removed."""
-        self.directory, self.checkpoint = directory.absolute(), checkpoint
+
+class Checkpoints:
+    """The checkpoints of one run: the last N, every K-th, and the best by held-out loss."""
+
+    def __init__(self, directory: str | os.PathLike[str], checkpoint: Checkpoint):
+        """`directory` is made; half-written leftovers of a killed process are removed by the first save.
+
+        Raises BadInput if it cannot be written, or is not the same directory for all processes.
+        """
+        logging.getLogger("absl").addFilter(_not_by_orbax)
+        self.directory, self.checkpoint = absolute(directory), checkpoint
+        self.newest: int | None = None  # step of the newest checkpoint that is known to be on disk
+        self._failures = 0  # in a row
         self._open: Any = None
-        self._pending: Any = None
+        self._pending: tuple[int, Any] | None = None  # step, Orbax's response or the exception of its start
+        _check_writable(self.directory)
 
     def restore_newest(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, loop) of the newest checkpoint that is whole, None if there is none at all.
 
         A broken one is renamed to `broken-<step>`, named in a warning and left for inspection. Raises BadInput if
-        there are checkpoints and none is whole.
+        there are checkpoints and none is whole, or if they are of another model.
         """
         steps = steps_in(self.directory)
         for step in reversed(steps):
             try:
                 state, loop = read(self.directory, step, abstract)
-                return step, state, loop
             except ValueError as error:
-                aside = self.directory / f"broken-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.directory / str(step)).rename(aside)
-                log.warning("checkpoint %s is broken: %s; moved to %s", self.directory / str(step), error, aside.name)
+                self._put_aside(step, error)
+                continue
+            if step < steps[-1]:
+                log.warning("going on from step %d: %d steps are done again", step, steps[-1] - step)
+            self.newest = step
+            return step, state, loop
         if steps:
             raise BadInput(
                 f"{self.directory}: none of the {len(steps)} checkpoints is whole; start in another --workdir"
             )
         return None
 
+    def _put_aside(self, step: int, error: ValueError) -> None:
+        broken, aside = self.directory / str(step), self.directory / f"broken-{step}"
+        if jax.process_index() == 0:
+            with contextlib.suppress(FileNotFoundError):
+                aside.rmtree()
+            broken.rename(aside)
+        log.warning("checkpoint %s is broken: %s; moved to %s", broken, error, aside.name)
+
     def _checkpointer(self) -> Any:
         if self._open is None:
             save, keep = ocp.training.save_decision_policies, ocp.training.preservation_policies
+            kept = [
+                keep.LatestN(self.checkpoint.keep_last),
+                keep.BestN(get_metric_fn=lambda m: -m["loss"], n=1, keep_checkpoints_without_metrics=False),
+            ]
+            if self.checkpoint.keep_every:
+                kept.append(keep.EveryNSteps(self.checkpoint.keep_every))
             self._open = ocp.training.Checkpointer(
                 self.directory,
                 context=_context(),
                 save_decision_policy=save.FixedIntervalPolicy(1),  # the loop decides when; Orbax's own would skip
                 cleanup_tmp_directories=True,
-                preservation_policy=keep.AnyPreservationPolicy(
-                    [
-                        keep.LatestN(self.checkpoint.keep_last),
-                        keep.BestN(get_metric_fn=lambda m: -m["loss"], n=1, keep_checkpoints_without_metrics=False),
-                    ]
-                ),
+                preservation_policy=keep.AnyPreservationPolicy(kept),
             )
         return self._open
 
     def save(self, step: int, state: Any, loop: dict[str, Any], held_out_loss: float | None) -> None:
-        """Start saving; returns as soon as the arrays are copied off the devices. A failed save warns, no more.
+        """Start saving; returns as soon as the arrays are copied off the devices.
 
-        `loop` is copied: it is written later, when the caller's has gone on.
+        A failed save is a warning, which the next call or `wait` gives. `loop` is copied: it is written later, when the
+        caller's has gone on. Raises BadInput as `wait` does.
         """
         self.wait()
         fingerprints = dict(zip(_names(state), map(int, _fingerprints(state)), strict=True))
         metrics = None if held_out_loss is None else {"loss": held_out_loss}
+        saved = {**state, LOOP: {**copy.deepcopy(loop), "fingerprints": fingerprints}}
         try:
-            self._pending = (
-                step,
-                self._checkpointer().save_checkpointables_async(
-                    step, {**state, LOOP: {**copy.deepcopy(loop), "fingerprints": fingerprints}}, metrics=metrics
-                ),
-            )
+            response = self._checkpointer().save_checkpointables_async(step, saved, metrics=metrics)
+        except ocp.training.errors.StepAlreadyExistsError:
+            raise BadInput(
+                f"{self.directory / str(step)} is there already: another process trains in this directory; end one"
+            ) from None
         except Exception as error:
-            self._failed(step, error)
+            response = error
+        self._pending = step, response
 
     def wait(self) -> None:
-        """Until the save in flight is on disk; a failure is a warning, because an older checkpoint is whole."""
+        """Until the save in flight is on disk; a failure is a warning, because an older checkpoint is whole.
+
+        Raises BadInput at the failure that is one more in a row than `checkpoint.max_failures`: what is not saved is
+        lost with the process, and somebody has to make room; starting again would not.
+        """
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
+        problem = None
         try:
+            if isinstance(response, Exception):
+                raise response
             response.result()
         except Exception as error:
-            self._failed(step, error)
+            problem = _root_cause(error)
+        problem = _of_all_processes(problem)
+        if problem is None:
+            self.newest, self._failures = step, 0
+            return
+        self._failures += 1
+        self._forget(step)
+        most = self.checkpoint.max_failures
+        if self._failures > most:
+            raise BadInput(
+                f"checkpoint of step {step} was not saved: {problem}; {self._failures} saves failed in a row, "
+                f"checkpoint.max_failures is {most}; {self._remedy()}"
+            )
+        log.warning(
+            "checkpoint of step %d was not saved: %s; training goes on (failure %d in a row, "
+            "checkpoint.max_failures is %d)",
+            *(step, problem, self._failures, most),
+        )
 
-    def _failed(self, step: int, error: Exception) -> None:
-        log.warning("checkpoint of step %d was not saved: %s; training goes on", step, _root_cause(error))
-        # Orbax raises a failed save's error once more at the next save: a fresh Checkpointer forgets it.
+    def finish(self, step: int) -> None:
+        """Wait until the checkpoint of `step` is on disk. Raises BadInput if it cannot be saved."""
+        self.wait()
+        if self.newest != step:
+            raise BadInput(f"the checkpoint of step {step} was not saved; {self._remedy()}")
+
+    def last_words(self, step: int) -> str:
+        """Wait for the save of `step`, and say what is lost when the process ends now. Raises BadInput as `wait`."""
+        self.wait()
+        if self.newest == step:
+            return "its checkpoint is saved, no step is lost"
+        return f"its checkpoint was not saved, steps after {self.newest or 0:,} are done again"
+
+    def _remedy(self) -> str:
+        goes_on = "at the beginning" if self.newest is None else f"at step {self.newest}"
+        return f"make room at {self.directory} and start the same command again: it goes on {goes_on}"
+
+    def _forget(self, step: int) -> None:
+        """Orbax raises a failed save's error once more at the next save: a fresh Checkpointer does not know it."""
         broken, self._open = self._open, None
         try:
             if broken is not None:
                 broken.close()
         except Exception as again:
             log.debug("closing after a failed save: %s", _root_cause(again))
-        shutil.rmtree(self.directory / str(step), ignore_errors=True)
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                (self.directory / str(step)).rmtree()
 
     def close(self) -> None:
-        """Wait for the save in flight and release Orbax's threads."""
-        self.wait()
+        """Wait for the save in flight and release Orbax's threads; raises nothing that would hide why the run ends."""
+        try:
+            self.wait()
+        except BadInput as error:
+            log.warning("%s", error)
         if self._open is not None:
             self._open.close()
             self._open = None
+
+
+def _check_writable(directory: epath.Path) -> None:
+    """Make the directory, write into it, and see that all processes see that. Raises BadInput."""
+    token = int(multihost_utils.broadcast_one_to_all(np.int32(os.getpid() % 2**31)))
+    probe, problem = directory / f"probe-{token}", None
+    try:
+        if os.fspath(directory).startswith("gs://"):
+            importlib.import_module("google.cloud.storage")  # Orbax does, in the first save
+        directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            probe.write_text("")
+    except ImportError as error:
+        problem = f"{error}; {INSTALL}"
+    except Exception as error:  # every file system has its own for what it does not allow
+        problem = f"{_root_cause(error)}; give this account the right to write there, or choose another"
+    if problem := _of_all_processes(problem):
+        raise BadInput(f"checkpoint.directory: cannot write to {directory}: {problem}")
+    shared = _of_all_processes(None if probe.exists() else "absent")
+    if jax.process_index() == 0:
+        probe.unlink()
+    if shared:
+        raise BadInput(
+            f"checkpoint.directory: {directory} is not the same directory for all processes; give a shared disk or a "
+            "bucket (gs://…)"
+        )
 
 
 def abstract_with_shardings(tree: Any, shardings: Any) -> Any:

@@ -261,10 +261,13 @@ class Sharding:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """When a run is saved, and how many saves stay beside the best."""
+    """When a run is saved, where, and which saves stay beside the best by held-out loss."""
 
     every: int = 1000  # steps
-    keep_last: int = 2
+    keep_last: int = 2  # saves
+    keep_every: int = 0  # steps, a multiple of `every`: saves that stay for good; 0: none
+    max_failures: int = 3  # saves in a row that may fail (a full disk); one more ends the run
+    directory: str = ""  # of one run, shared by all processes: a path or gs://…; empty: WORKDIR/checkpoints
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""A folder that PyTorch users load: python -m jaxbert.export --workdir=DIR --out=DIR [--step=best|N] [--native]
-        [--no-verify]
+"""A folder that PyTorch users load: python -m jaxbert.export --workdir=DIR --out=DIR [--step=best|N] [--average=K]
+        [--native] [--no-verify]
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  special_tokens_map.json
     README.md    the model card: what the run recorded
@@ -61,10 +61,16 @@ class VerificationFailed(RuntimeError):
 
 
 def export(
-    workdir: str | Path, out: str | Path, step: str = "latest", verify: bool = True, native: bool = False
+    workdir: str | Path,
+    out: str | Path,
+    step: str = "latest",
+    verify: bool = True,
+    native: bool = False,
+    average: int = 1,
 ) -> Verified | None:
     """Write the folder `out` for a run at a step ("latest", "best" or a number); None if it was not verified.
 
+    `average`: of so many checkpoints, that step's and those before it, the parameters' mean.
     `native`: for transformers' own class even where it reads padding. An earlier export at `out` is replaced, nothing
     else is. Raises BadInput if the run, its corpus or torch is missing, transformers has no such class, or `out` cannot
     be written, VerificationFailed with every difference found; then no folder appears.
@@ -73,7 +79,7 @@ def export(
     _check_out(out)
     if verify:
         _quiet_transformers()
-    trained = runs.load_run(workdir, step)
+    trained = runs.load_run(workdir, step, average)
     module, settings = exporter(trained.config.model.name), trained.config.model
     exported, to_config = _carried(module, settings, native)
     corpus = None
@@ -414,11 +420,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of a training run")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an earlier export is replaced")
     parser.add_argument("--step", default="latest", help="latest, best (lowest held-out loss) or a number")
+    parser.add_argument("--average", type=int, default=1, metavar="K", help="mean of K checkpoints, up to that step's")
     parser.add_argument("--native", action="store_true", help="transformers' own class, though it reads padding")
     parser.add_argument("--no-verify", action="store_true", help="do not compare with PyTorch; the model card says so")
     flags = parser.parse_args(argv)
+    if flags.average < 1:
+        raise BadInput(f"--average: {flags.average}; give the number of checkpoints, 1 or more")
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy with a run that goes on
-    verified = export(flags.workdir, flags.out, flags.step, not flags.no_verify, flags.native)
+    verified = export(flags.workdir, flags.out, flags.step, not flags.no_verify, flags.native, flags.average)
     print(f"exported   {flags.out}")
     if verified is None:
         print("NOT verified (--no-verify), which its model card says")

@@ -68,7 +68,8 @@ class Account:
 
     A step counts if its update was made and stayed: not those left out as bad, nor those after the checkpoint that a
     later process went on from. Each checkpoint holds what had counted when it was saved; a process that starts from it
-    goes on from there, while the seconds of all processes add up in the file. Time in which no process ran ("down") is
+    goes on from there, while the seconds of all processes add up in the file, or, where the file was lost with its
+    machine, from those in the checkpoint. Time in which no process ran ("down") is
     told and is no part of the share, because nobody knows whether the run was to go on.
     """
 
@@ -93,6 +94,19 @@ class Account:
         self.seconds: dict[str, float] = collections.defaultdict(float, kept.get("seconds", {}))
         self.slow: dict[str, int] = collections.defaultdict(int, kept.get("slow_steps", {}))
         self._written, self._kept = self._since, kept
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        self._spend()
+        return {"counted": self.counted, "seconds": dict(self.seconds)}
+
+    def go_on(self, saved: dict[str, Any] | None) -> None:
+        """The run goes on from a checkpoint with what `saved` returned then; None: from the beginning."""
+        self.counted = saved["counted"] if saved else 0.0
+        in_file = self._kept.get("seconds", {})
+        if saved and sum(saved["seconds"].values()) > sum(in_file.values()):
+            for phase, seconds in saved["seconds"].items():
+                self.seconds[phase] += seconds - in_file.get(phase, 0.0)
 
     def enter(self, phase: str, step: int = 0) -> None:
         """The loop enters a phase (compile, restore, data, step, evaluate, save, …); `step`: steps done."""

@@ -57,21 +57,33 @@ def device_memory() -> int | None:
 class MetricWriter:
     """metrics.jsonl, one object a line, and the same numbers in TensorBoard."""
 
-    def __init__(self, workdir: Path, *, restored_step: int, write: bool = True):
+    def __init__(self, workdir: Path, *, restored_step: int, owed: bool = False, write: bool = True):
         """On resume, lines after `restored_step` are removed: those steps are about to happen again.
 
-        `write`: False in all but one of a run's processes; nothing is written then.
+        `owed`: the held-out score of that step is, too. `write`: False in all but one of a run's processes; nothing is
+        read or written then.
         """
-        self.path, self._tensorboard = workdir / "metrics.jsonl" if write else Path(os.devnull), None
+        self.path = workdir / "metrics.jsonl"
+        self.last: dict[str, dict[str, Any]] = {}  # newest record of the splits "train" and "validation"
+        self.redone = 0  # steps after `restored_step` that are known to have happened
+        self._unwritten, self._tensorboard = b"", None  # what the disk did not take
         if not write:
-            self._file = self.path.open("a")
+            self._file = Path(os.devnull).open("ab", buffering=0)
             return
         if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= restored_step]
+            kept = []
+            for line in self.path.read_text().splitlines():
+                record = _record(line)
+                again = owed and record.get("step") == restored_step and record["split"] == "validation"
+                if record.get("step", math.inf) <= restored_step and not again:
+                    kept.append(line)
+                    if record["split"] in ("train", "validation"):
+                        self.last[record["split"]] = {k: v for k, v in record.items() if k != "split"}
+                self.redone = max(self.redone, record.get("step", 0) - restored_step)
             replacement = self.path.with_suffix(".tmp")
-            replacement.write_text("".join(f"{line}\n" for line in lines))
+            replacement.write_text("".join(f"{line}\n" for line in kept))
             replacement.replace(self.path)
-        self._file = self.path.open("a")
+        self._file = self.path.open("ab", buffering=0)
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
@@ -82,31 +94,42 @@ class MetricWriter:
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """One record: {"step", "split", …values}; numbers also go to TensorBoard. NaN and infinity become null.
 
-        A full disk is a warning, not the end of the run.
+        A full disk is a warning, not the end of the run: the line is written with the next one that fits.
         """
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        if split in ("train", "validation"):
+            self.last[split] = {"step": step, **values}
+        self._unwritten += (json.dumps({"step": step, "split": split, **finite}) + "\n").encode()
         try:
-            self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
-            self._file.flush()
+            self._flush()
             if self._tensorboard is not None:
                 for name, value in finite.items():
                     if isinstance(value, int | float):
                         self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         except OSError as error:
-            print(f"warning: metrics of step {step} were not written: {error}", file=sys.stderr)
+            print(f"warning: metrics of step {step} are not written yet: {error}", file=sys.stderr)
+
+    def _flush(self) -> None:
+        while self._unwritten:  # a disk that fills takes a part
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def close(self) -> None:
         """Flush and close both files."""
+        try:
+            self._flush()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        except OSError as error:
+            print(f"warning: the last metrics were not written: {error}", file=sys.stderr)
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
 
-def _step_of(line: str) -> float:
+def _record(line: str) -> dict[str, Any]:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line cut off by a killed process
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return {}  # a line cut off by a killed process
+    return record if {"step", "split"} <= set(record) else {}
 
 
 class Display:

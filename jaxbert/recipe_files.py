@@ -140,6 +140,8 @@ def validate(config: Config) -> None:
         "evaluation.batch_size": (1, 2**20),
         "checkpoint.every": (1, 2**31),
         "checkpoint.keep_last": (1, 2**16),
+        "checkpoint.keep_every": (0, 2**31),
+        "checkpoint.max_failures": (0, 2**16),
         "corpus.validation_share": (0.0, 0.9),
         **{f"limits.{name}": (0.0, 1e9) for name in ("compile", "restore", "step", "evaluate", "save")},
         "limits.silence": (5.0, 45.0),  # all survivors are to be gone within a minute
@@ -158,6 +160,11 @@ def validate(config: Config) -> None:
         )
     if config.optimizer.name == "stable_adamw" and not config.optimizer.bias_correction:
         raise BadInput("optimizer.bias_correction: false, but stable_adamw is only defined with it; leave it out")
+    if config.checkpoint.keep_every % config.checkpoint.every:
+        raise BadInput(
+            f"checkpoint.keep_every: {config.checkpoint.keep_every} is no multiple of checkpoint.every "
+            f"{config.checkpoint.every}, so nothing would be saved there; choose one, or 0"
+        )
     _check_sources(config.corpus)
     if config.tokenizer.kind == "folder" and not config.tokenizer.folder:
         raise BadInput("tokenizer.folder: empty; kind 'folder' needs the path of an existing tokenizer")

@@ -6,7 +6,6 @@ objective: it sees a pytree, `objective.loss`, and batches that are a pure funct
 
 import dataclasses
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from jaxbert import (
     metrics,
     objectives,
     phases,
+    preemption,
     profiling,
     progress,
     recipe_files,
@@ -33,7 +33,7 @@ from jaxbert import (
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
-from jaxbert.errors import BadInput, Diverged, run
+from jaxbert.errors import BadInput, Diverged, StartAgain, run
 from jaxbert.evaluate import held_out
 from jaxbert.phases import Plan
 from jaxbert.prepare import load_corpus
@@ -92,12 +92,17 @@ def _step_flops(objective: Any, feed: Feed) -> float:
     return sum(share * objective.step_flops(size, length) for size, length, share in feed.shapes())
 
 
-def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> dict[str, Any]:
+def train(
+    settings: config.Config,
+    workdir: Path,
+    notice: preemption.Notice | None = None,
+    profile: range = range(0),
+) -> dict[str, Any]:
     """Train (or go on training) a resolved recipe in `workdir`; returns what summary.json holds.
 
     `profile`: steps, from 0, whose trace is written into workdir/profile.
-    Raises BadInput, or Diverged for an impossible first loss, a bad step under `train.bad_step = "stop"`, or more than
-    `train.max_skipped` bad steps in a row.
+    Raises BadInput, StartAgain after a `notice` that the machine is taken back, or Diverged for an impossible first
+    loss, a bad step under `train.bad_step = "stop"`, or more than `train.max_skipped` bad steps in a row.
     """
     began = time.time()
     if computes_on_cpu():
@@ -123,7 +128,7 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
     first = jax.process_index() == 0  # the one process that writes and speaks
     spent = goodput.Account(workdir / "goodput.json" if first else None, began)
     runs.open_run(workdir, settings, corpus_directory, write=first)
-    saves = checkpoint.Checkpoints(workdir / "checkpoints", settings.checkpoint)
+    saves = checkpoint.Checkpoints(runs.checkpoints_of(workdir, settings), settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
         spent.enter("compile")
@@ -142,12 +147,12 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
                 state["model"] = _initialize_from(settings, tokenizer, step)
 
         spent.enter("start")
-        spent.counted = memory.get("counted", 0.0)
+        spent.go_on(memory.get("time"))
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
         peak, source = metrics.peak_flops()
         display = metrics.Display(plan.steps, start, quiet=not first)
-        writer = metrics.MetricWriter(workdir, restored_step=start, write=first)
+        writer = metrics.MetricWriter(workdir, restored_step=start, owed="owed" in memory, write=first)
         loop = _Loop(
             settings,
             plan,
@@ -157,7 +162,8 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
             lambda model: held_out(objective, score, model, validation, batch_size, limit),
             [_step_flops(objective, part.feed) / peak for part in plan.stretches],
             restored is None and not settings.model.initialize_from,
-            {name: memory[name] for name in ("tokens", "sums")},
+            {name: memory[name] for name in ("tokens", "sums", "owed") if name in memory},
+            notice or preemption.Notice(),
             spent,
             profiling.Trace(profile, workdir / "profile"),
         )
@@ -165,12 +171,15 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
             need = max(map(memory_needed, compiled.values()))
             _say_what_runs(display, settings, mesh, plan, step.abstract, need, f"{peak / 1e9:,.0f} GFLOP/s ({source})")
             if restored:
-                display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
+                again = f"; {writer.redone:,} logged steps are done again" if writer.redone else ""
+                display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else again))
             if profile and profile.stop <= start:
                 display.line(f"profile     the steps to {profile.stop:,} are done; nothing is traced")
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
             distributed.meet("ready")
             loop.run(compiled, state, batches, step.rows, start)
+            if start < plan.steps:
+                saves.finish(plan.steps)
         finally:
             loop.trace.close()
             spent.enter("save", plan.steps)
@@ -180,12 +189,10 @@ def train(settings: config.Config, workdir: Path, profile: range = range(0)) -> 
                 display.line(f"goodput     {spent}")
             display.close()
             writer.close()
-    if not loop.last:  # the run was finished before
-        return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     summary = {
         "steps": plan.steps,
         "parameters": count_parameters(step.abstract["model"], plan.vocab_size),
-        **loop.last,
+        **writer.last,
         **spent.summary(),
     }
     if first:
@@ -231,17 +238,22 @@ class _Loop:
     evaluate: Callable[[Any], dict[str, float]]  # model → held-out metrics
     step_flops: list[float]  # by phase: model flops of a mean step, as a share of what the devices do in a second
     fresh: bool  # neither resumed nor initialized from another run
-    memory: dict[str, Any]  # saved with each checkpoint: tokens so far, and the sums since the last log line
+    # Saved with each checkpoint: tokens so far, the sums since the last log line, whether its held-out score is owed.
+    memory: dict[str, Any]
+    notice: preemption.Notice
     spent: goodput.Account
     trace: profiling.Trace
     clock: float = 0.0  # when the present window began
     waited: float = 0.0  # seconds of it that went into waiting for data
     timed: tuple[int, int] = (0, 0)  # steps and tokens of it in this process (a resumed window began in another)
-    last: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # newest record of each split
 
     def run(self, updates: dict[tuple[int, ...], Any], state: State, batches: Any, place: Any, start: int) -> State:
         """Steps start … plan.steps − 1; `updates`: the compiled step for each shape of rows."""
         settings, previous = self.settings, None
+        if self.memory.pop("owed", False):
+            self.spent.enter("evaluate", start)
+            self._held_out(start, state["model"])
+        self.notice.begin()
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
             self.trace.begin(step)
@@ -257,16 +269,21 @@ class _Loop:
                 self._account(*previous)
             previous, done = (step, told), step + 1
             end = done == self.plan.steps
+            stop = not end and self.notice.reached(done)
             evaluate, save = (end or done % n == 0 for n in (settings.evaluation.every, settings.checkpoint.every))
-            if evaluate or save:
+            if evaluate or save or stop:
                 self._account(*previous)
                 previous, paused = None, time.perf_counter()
+                owed = {"owed": True} if evaluate and stop else {}  # seconds are left: the next process scores it
                 self.spent.enter("evaluate", done)
-                held_out = self._held_out(done, state["model"]) if evaluate else None
+                held_out = self._held_out(done, state["model"]) if evaluate and not stop else None
                 self.spent.enter("save", done)
-                if save:
-                    counted = self.spent.counted
-                    self.saves.save(done, state, {"step": done, **self.memory, "counted": counted}, held_out)
+                if save or stop:
+                    kept = {"step": done, **self.memory, "time": self.spent.saved(), **owed}
+                    self.saves.save(done, state, kept, held_out)
+                    runs.publish(self.writer.path.parent, settings)
+                if stop:
+                    raise StartAgain(f"preempted after step {done:,}: {self.saves.last_words(done)}")
                 self.clock += time.perf_counter() - paused  # tokens/s are of training alone
             self._end_step(done, shape, told)
         return state
@@ -323,7 +340,6 @@ class _Loop:
         return record["loss"]
 
     def _tell(self, step: int, split: str, record: dict[str, Any]) -> None:
-        self.last[split] = {"step": step, **record}
         self.writer.write(step, split, record)
         self.display.log(step, split, record)
 
@@ -363,8 +379,11 @@ def main(argv: list[str]) -> None:
     workdir, place = Path(known.workdir), distributed.find_place(known)
     with distributed.joined(place, settings, workdir, known.start_timeout) as end:
         process, processes = (place.process, place.processes) if place else (0, 1)
-        with progress.watched(workdir, process, processes, settings.limits, end):
-            train(settings, workdir, profile)
+        with (
+            progress.watched(workdir, process, processes, settings.limits, end),
+            preemption.listen(end) as notice,
+        ):
+            train(settings, workdir, notice, profile)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def bits(tree: dict) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def saved(directory: Path, *losses: float | None, keep_last: int = 2) -> checkpoint.Checkpoints:
-    saves = checkpoint.Checkpoints(directory, Checkpoint(keep_last=keep_last))
+def saved(directory: Path, *losses: float | None, **fields: int) -> checkpoint.Checkpoints:
+    saves = checkpoint.Checkpoints(directory, Checkpoint(**{"keep_last": 2, **fields}))
     for step, loss in enumerate(losses, start=1):
         saves.save(step, state(step), {"step": step, "tokens": 10 * step}, loss)
     saves.close()
@@ -71,6 +71,38 @@ def test_the_last_n_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoint.steps_in(tmp_path / "c") == [2, 4, 5]
 
 
+def test_every_kth_is_kept_for_good(tmp_path: Path) -> None:
+    saved(tmp_path / "c", *[None] * 7, keep_every=3, keep_last=1)
+    assert checkpoint.steps_in(tmp_path / "c") == [3, 6, 7]
+
+
+def test_the_steps_that_a_broken_checkpoint_costs_are_named(tmp_path: Path, caplog) -> None:
+    saves = saved(tmp_path / "c", None, None, None, keep_last=3)
+    for step in (2, 3):
+        damage(tmp_path / "c", step)
+    assert saves.restore_newest(abstract())[0] == 1
+    assert "going on from step 1: 2 steps are done again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda model: {**model, "more_F": model["half_D"]}, r"model/more_F is absent in it, \(100,\) in this recipe"),
+        (lambda model: {"up_DF": model["up_DF"]}, r"model/half_D is \(100,\) in it, absent in this recipe"),
+        (
+            lambda model: {**model, "half_D": model["up_DF"]},
+            r"model/half_D is \(100,\) in it, \(64, 100\) in this recipe",
+        ),
+    ],
+    ids=["more", "less", "another size"],
+)
+def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path: Path, change, told: str) -> None:
+    saves = saved(tmp_path / "c", None)
+    with pytest.raises(BadInput, match=f"c/1 is a checkpoint of another model: {told}"):
+        saves.restore_newest({**abstract(), "model": change(abstract()["model"])})
+    assert checkpoint.steps_in(tmp_path / "c") == [1]
+
+
 def test_a_flipped_bit_is_named_and_the_older_whole_checkpoint_is_taken(tmp_path: Path, caplog) -> None:
     saves = saved(tmp_path / "c", None, None)
     damage(tmp_path / "c", 2)
@@ -108,21 +140,91 @@ def test_an_empty_run_has_nothing_to_restore(tmp_path: Path) -> None:
     assert checkpoint.Checkpoints(tmp_path / "c", Checkpoint()).restore_newest(abstract()) is None
 
 
-def test_a_failed_save_warns_and_the_next_one_is_whole(tmp_path: Path, caplog, monkeypatch) -> None:
-    saves = saved(tmp_path / "c", None)
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The steps whose saves fail when they are nearly done."""
+    steps: set[int] = set()
 
     class Full:
         def result(self) -> None:
             raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
-    real = saves._checkpointer().save_checkpointables_async
-    monkeypatch.setattr(saves._open, "save_checkpointables_async", lambda *a, **k: (real(*a, **k).result(), Full())[1])
-    saves.save(2, state(2), {"step": 2, "tokens": 20}, None)
-    saves.wait()
-    assert "step 2 was not saved" in caplog.text and "No space left" in caplog.text
-    saves.save(3, state(3), {"step": 3, "tokens": 30}, None)
-    saves.close()
+    real = checkpoint.ocp.training.Checkpointer.save_checkpointables_async
+
+    def save(self, step, *arguments, **more):
+        response = real(self, step, *arguments, **more)
+        if step in steps:
+            response.result()
+            return Full()
+        return response
+
+    monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, "save_checkpointables_async", save)
+    return steps
+
+
+def test_a_failed_save_warns_and_the_next_one_is_whole(tmp_path: Path, caplog, failing: set[int]) -> None:
+    failing.add(2)
+    saves = saved(tmp_path / "c", None, None, None)
+    assert "step 2 was not saved: ValueError: RESOURCE_EXHAUSTED: No space left" in caplog.text
     assert checkpoint.steps_in(tmp_path / "c") == [1, 3]
+    assert saves.newest == 3
+
+
+def test_saves_may_fail_so_many_times_in_a_row_and_one_more_ends_the_run(tmp_path: Path, failing: set[int]) -> None:
+    failing |= {2, 4, 5}
+    saves = saved(tmp_path / "c", None, None, None, None, max_failures=1)
+    with pytest.raises(
+        BadInput, match="step 5 was not saved: .*No space.* 2 saves failed in a row.* goes on at step 3"
+    ):
+        saves.save(5, state(5), {}, None)
+        saves.wait()
+
+
+def test_a_run_is_not_finished_without_its_last_checkpoint(tmp_path: Path, failing: set[int]) -> None:
+    failing.add(2)
+    saves = saved(tmp_path / "c", None)
+    saves.finish(1)
+    saves.save(2, state(2), {}, None)
+    with pytest.raises(BadInput, match="step 2 was not saved; make room at .*c and start .* it goes on at step 1"):
+        saves.finish(2)
+
+
+def test_closing_hides_no_other_error(tmp_path: Path, failing: set[int], caplog) -> None:
+    failing |= {1, 2}
+    saved(tmp_path / "c", None, max_failures=0)
+    assert "1 saves failed in a row" in caplog.text
+
+
+def test_two_processes_that_train_in_one_directory_do_not_take_each_others_checkpoints(tmp_path: Path) -> None:
+    saves, other = saved(tmp_path / "c", None), saved(tmp_path / "c")
+    with pytest.raises(BadInput, match="c/1 is there already: another process trains in this directory"):
+        other.save(1, state(1), {}, None)
+    assert saves.restore_newest(abstract())[0] == 1
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied.*give this account the right to write there"),
+        (RuntimeError("Anonymous caller does not have storage.objects.create access. 401"), "401; give this account"),
+        (ImportError("Please install gcsfs to access Google Storage"), "install gcsfs .*; pip install .jaxbert.gcs."),
+    ],
+    ids=["permission", "bucket", "no library"],
+)
+def test_a_bucket_without_rights_is_one_message_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def refused(self, *arguments, **more):
+        raise error
+
+    monkeypatch.setattr(type(checkpoint.absolute("gs://bucket")), "mkdir", refused)
+    with pytest.raises(BadInput, match=f"^checkpoint.directory: cannot write to gs://bucket/run: .*{told}"):
+        checkpoint.Checkpoints("gs://bucket/run", Checkpoint())
+
+
+def test_a_scheme_that_orbax_does_not_know_is_refused() -> None:
+    with pytest.raises(BadInput, match="checkpoint.directory: ftp://host/run: no ftp:// here"):
+        checkpoint.Checkpoints("ftp://host/run", Checkpoint())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "int32", "uint8", "bool", "float64"])

@@ -76,13 +76,13 @@ def test_steps_done_again_after_a_restore_did_not_count_and_time_without_a_proce
     first = goodput.Account(path, clock.now, clock)
     for _ in range(4):
         one_step(first, clock, compute=20)
-    saved = first.counted  # the checkpoint of step 4
+    saved = first.saved()  # in the checkpoint of step 4
     for _ in range(3):
         one_step(first, clock, compute=20)  # and then it is killed
     clock.now += 600
     clock.now += 10
     second = goodput.Account(path, clock.now - 10, clock)
-    second.counted = saved
+    second.go_on(saved)
     for _ in range(6):
         one_step(second, clock, compute=20)
     second.write()
@@ -91,6 +91,18 @@ def test_steps_done_again_after_a_restore_did_not_count_and_time_without_a_proce
     assert told["time"]["seconds"]["step"] == (4 + 3 + 6) * 20
     assert told["goodput"] == pytest.approx((4 + 6) * 20 / (13 * 20 + 10), abs=1e-4)
     assert str(second).startswith("74.1% of 270 s in steps that counted; lost 22%, start 4%")
+
+
+def test_an_account_whose_file_was_lost_goes_on_from_the_checkpoints(clock: Clock, tmp_path: Path) -> None:
+    first = goodput.Account(tmp_path / "goodput.json", clock.now, clock)
+    for _ in range(4):
+        one_step(first, clock, data=5, compute=15)
+    saved = json.loads(json.dumps(first.saved()))
+    (tmp_path / "goodput.json").unlink()
+    second = goodput.Account(tmp_path / "goodput.json", clock.now, clock)
+    clock.now += 20
+    second.go_on(saved)
+    assert second.share == 60 / 100
 
 
 def test_what_a_killed_process_did_since_the_file_was_written_is_no_more_than_ten_seconds_and_a_step(

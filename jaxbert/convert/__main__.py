@@ -242,7 +242,7 @@ def _check_flags(
     source: Path, workdir: Path, tokenizer: str, method: str, corpus: str, positions: int, positions_method: str
 ) -> None:
     """Everything that shows before a weight is read."""
-    if not (source / "config.json").is_file() or not (source / "checkpoints").is_dir():
+    if not runs.is_run(source):
         what = "is a file" if source.exists() else "is not there"
         what = "holds no run (config.json and checkpoints/)" if source.is_dir() else what
         raise BadInput(

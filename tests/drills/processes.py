@@ -84,8 +84,10 @@ class Launcher:
         number: int = 0,
         devices: int = 2,
         environment: dict[str, str] | None = None,
+        before: str = "",
     ) -> Process:
-        """One process on a resolved recipe; `flags`: more of them; `devices`: of the CPU that it sees."""
+        """One process on a resolved recipe; `flags`: more of them; `devices`: of the CPU that it sees; `before`: Python
+        that it runs before the command."""
         recipe = self.folder / f"recipe-{len(self.started)}.py"
         values = json.dumps(config.to_dict(settings))
         recipe.write_text(
@@ -93,7 +95,9 @@ class Launcher:
             f"def get_config():\n    return config.from_dict(json.loads({values!r}))\n"
         )
         log = self.folder / f"process-{len(self.started)}.log"
-        command = [sys.executable, "-m", "jaxbert.train", f"--config={recipe}", f"--workdir={workdir}", *flags]
+        program = ["-c", f"{before}\nfrom jaxbert import errors, train\nerrors.run(train.main)"]
+        command = [sys.executable, *(program if before else ["-m", "jaxbert.train"])]
+        command += [f"--config={recipe}", f"--workdir={workdir}", *flags]
         variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_NUM_CPU_DEVICES": str(devices)}
         variables |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **(environment or {})}
         with log.open("wb") as output:
