@@ -213,6 +213,9 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 preservation_policy=keep.AnyPreservationPolicy(kept),
             )
+            # Orbax asks jax whether a preemption's step has come, too, from a thread and with the step of a save that is
+            # over: a notice at that moment would be for a step that the loop has passed.
+            self._open._manager.reached_preemption = lambda step: False
         return self._open
 
     def save(self, step: int, state: Any, loop: dict[str, Any], held_out_loss: float | None) -> None:

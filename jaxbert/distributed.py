@@ -124,7 +124,7 @@ class Peers:
         return clock - self._heard[number]
 
     def doing(self, number: int) -> str:
-        """ ", was in save, step 500", or "" if it never said."""
+        """ ", was in save at step 500", or "" if it never said."""
         return f", was in {self._doing[number]}" if self._doing.get(number) else ""
 
 

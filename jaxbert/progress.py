@@ -46,8 +46,8 @@ class Moment:
     since: float = 0.0  # time.monotonic()
 
     def __str__(self) -> str:
-        """For people: "save, step 500"."""
-        return f"{self.phase}, step {self.step:,}"
+        """For people: "save at step 500"."""
+        return f"{self.phase} at step {self.step:,}"
 
 
 _now = Moment()  # of this process, which has one loop; replaced as a whole, so any thread may read it

@@ -220,7 +220,7 @@ def load_run(workdir: str | Path, step: str = "latest", average: int = 1) -> Run
     if average > 1:
         candidates = [s for s in steps[::-1] if s <= candidates[0]]
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
-    here = SingleDeviceSharding(jax.devices()[0])
+    here = SingleDeviceSharding(jax.local_devices()[0])
     target = {"model": checkpoint.abstract_with_shardings(abstract, jax.tree.map(lambda _: here, abstract))}
     problems: list[str] = []
     whole = itertools.islice(_whole(directory, candidates, target, problems), average)

@@ -128,6 +128,7 @@ def train(
     first = jax.process_index() == 0  # the one process that writes and speaks
     spent = goodput.Account(workdir / "goodput.json" if first else None, began)
     runs.open_run(workdir, settings, corpus_directory, write=first)
+    distributed.meet("opened")
     saves = checkpoint.Checkpoints(runs.checkpoints_of(workdir, settings), settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
@@ -222,7 +223,11 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, step: St
                 f"model.initialize_from: {name.removesuffix('/value')} is {theirs} in {source}, {ours} in this recipe; "
                 "give the model the sizes of the one that it starts from"
             )
-    leaves = map(jax.device_put, jax.tree.leaves(other.model), jax.tree.leaves(step.shardings["model"]))
+
+    def place(leaf: jax.Array, where: Any) -> jax.Array:  # each process has the whole leaf, and not all devices
+        return jax.make_array_from_callback(leaf.shape, where, np.asarray(leaf).__getitem__)
+
+    leaves = map(place, jax.tree.leaves(other.model), jax.tree.leaves(step.shardings["model"]))
     return jax.tree.unflatten(jax.tree.structure(step.abstract["model"]), leaves)
 
 

@@ -88,10 +88,10 @@ def test_a_peer_is_lost_when_it_is_silent_for_too_long_and_not_before() -> None:
 
 def test_the_lost_peer_is_described_by_what_it_did_last() -> None:
     peers = Peers([1], 30, 0)
-    peers.heard(1, 5, "save, step 500")
+    peers.heard(1, 5, "save at step 500")
     assert quiet_until(peers, 60) == 1
     assert peers.silent_for(1, 36) == 31
-    assert peers.doing(1) == ", was in save, step 500"
+    assert peers.doing(1) == ", was in save at step 500"
 
 
 def test_a_peer_that_beats_is_told_from_one_that_may_soon_be_lost() -> None:

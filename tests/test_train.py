@@ -4,16 +4,14 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxbert import checkpoint, config, evaluate, runs, train
+from jaxbert import config, evaluate, runs, train
 from jaxbert.data.source import rows_of_step
 from jaxbert.errors import BadInput, Diverged
 from jaxbert.models import gmlp
@@ -361,24 +359,3 @@ def test_eight_devices_give_the_losses_of_one(tiny_corpus: config.Config, tmp_pa
     one, eight = ([r["loss"] for r in records(tmp_path / place, "train")] for place in ("one", "eight"))
     assert len(one) == 20
     np.testing.assert_allclose(eight, one, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_five_sigkills_at_random_moments_change_nothing(tiny_corpus: config.Config, tmp_path: Path) -> None:
-    settings = change(tiny_corpus, train={"steps": 400, "log_every": 10}, checkpoint={"every": 3})
-    train.train(settings, tmp_path / "undisturbed")
-    random, killed = np.random.default_rng(0), 0
-    while killed < 8:  # with a save every 3 steps of milliseconds, most kills fall into the middle of one
-        process = start(settings, tmp_path / "run")
-        steps = checkpoint.steps_in(tmp_path / "run/checkpoints")
-        while process.poll() is None and checkpoint.steps_in(tmp_path / "run/checkpoints") == steps:
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            break
-        killed += 1
-    assert killed >= 5
-    assert start(settings, tmp_path / "run").wait() == 0
-    assert records(tmp_path / "run") == records(tmp_path / "undisturbed")
-    assert fingerprints(tmp_path / "run") == fingerprints(tmp_path / "undisturbed")

@@ -63,4 +63,4 @@ def run(settings: config.Config, workdir: Path, *signals: str) -> tuple[int, str
     """Exit code (negative: a signal's) and output of one process on one device."""
     with launcher(workdir.with_name(f"{workdir.name}-output")) as starts:
         process = starts.start(settings, workdir, devices=1, before=PROGRAM + "".join(signals) if signals else "")
-        return process.wait(600), process.output()
+        return process.wait(1200), process.output()

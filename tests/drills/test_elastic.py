@@ -30,7 +30,7 @@ def together(
             flags = (*join, f"--process={number}") if join else ()
             before = PROGRAM + signal if preempted else ""
             starts.start(settings, workdir, *flags, number=number, devices=devices, before=before)
-        return [(process.wait(400), process.output()) for process in starts.started]
+        return [(process.wait(1200), process.output()) for process in starts.started]
 
 
 @pytest.fixture(scope="module")

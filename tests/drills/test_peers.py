@@ -87,11 +87,12 @@ def test_the_survivor_of_a_killed_process_ends_with_75_and_its_name(
     assert_ends(started[1 - victim], 75, GONE, f"process {1 - victim}: lost {name}", "start this process again")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim, silence", [(0, 15.0), (1, 30.0)])  # 30: the default
 def test_the_survivor_of_a_frozen_process_ends_with_75_and_its_name_and_so_does_that_one_when_it_thaws(
-    endless: config.Config, processes: Launcher, tmp_path: Path, victim: int
+    endless: config.Config, processes: Launcher, tmp_path: Path, victim: int, silence: float
 ) -> None:
-    started = training(processes.start_all(endless, tmp_path / "run"), tmp_path / "run")
+    settings = change(endless, limits={"silence": silence})
+    started = training(processes.start_all(settings, tmp_path / "run"), tmp_path / "run")
     started[victim].send(signal.SIGSTOP)
     name = f"process {victim}{' (coordinator)' if victim == 0 else ''}"
     assert_ends(started[1 - victim], 75, GONE, f"lost {name}: no sign of life for", "start this process again")
