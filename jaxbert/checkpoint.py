@@ -213,8 +213,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 preservation_policy=keep.AnyPreservationPolicy(kept),
             )
-            # Orbax asks jax whether a preemption's step has come, too, from a thread and with the step of a save that is
-            # over: a notice at that moment would be for a step that the loop has passed.
+            # Orbax asks jax whether a preemption's step has come, too, from a thread and with the step of a save that
+            # is over: a notice at that moment would be for a step that the loop has passed.
             self._open._manager.reached_preemption = lambda step: False
         return self._open
 
@@ -246,14 +246,7 @@ class Checkpoints:
         """
         if self._pending is None:
             return
-        (step, response), self._pending = self._pending, None
-        problem = None
-        try:
-            if isinstance(response, Exception):
-                raise response
-            response.result()
-        except Exception as error:
-            problem = _root_cause(error)
+        step, problem = self._result()
         problem = _of_all_processes(problem)
         if problem is None:
             self.newest, self._failures = step, 0
@@ -271,6 +264,17 @@ class Checkpoints:
             "checkpoint.max_failures is %d)",
             *(step, problem, self._failures, most),
         )
+
+    def _result(self) -> tuple[int, str | None]:
+        """The step of the save in flight, when it is over, and what went wrong in this process."""
+        (step, response), self._pending = self._pending, None
+        try:
+            if isinstance(response, Exception):
+                raise response
+            response.result()
+        except Exception as error:
+            return step, _root_cause(error)
+        return step, None
 
     def finish(self, step: int) -> None:
         """Wait until the checkpoint of `step` is on disk. Raises BadInput if it cannot be saved."""
@@ -302,11 +306,17 @@ class Checkpoints:
                 (self.directory / str(step)).rmtree()
 
     def close(self) -> None:
-        """Wait for the save in flight and release Orbax's threads; raises nothing that would hide why the run ends."""
-        try:
-            self.wait()
-        except BadInput as error:
-            log.warning("%s", error)
+        """Wait for the save in flight and release Orbax's threads.
+
+        For an end by an error, too: nothing is raised that would hide it, and no other process is asked.
+        """
+        if self._pending is not None:
+            step, problem = self._result()
+            if problem is None:
+                self.newest = step
+            else:
+                self._forget(step)
+                log.warning("checkpoint of step %d was not saved: %s", step, problem)
         if self._open is not None:
             self._open.close()
             self._open = None

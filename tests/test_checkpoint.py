@@ -172,11 +172,12 @@ def test_a_failed_save_warns_and_the_next_one_is_whole(tmp_path: Path, caplog, f
 
 def test_saves_may_fail_so_many_times_in_a_row_and_one_more_ends_the_run(tmp_path: Path, failing: set[int]) -> None:
     failing |= {2, 4, 5}
-    saves = saved(tmp_path / "c", None, None, None, None, max_failures=1)
+    saves = checkpoint.Checkpoints(tmp_path / "c", Checkpoint(max_failures=1))
+    for step in range(1, 6):
+        saves.save(step, state(step), {}, None)
     with pytest.raises(
         BadInput, match="step 5 was not saved: .*No space.* 2 saves failed in a row.* goes on at step 3"
     ):
-        saves.save(5, state(5), {}, None)
         saves.wait()
 
 
@@ -190,9 +191,9 @@ def test_a_run_is_not_finished_without_its_last_checkpoint(tmp_path: Path, faili
 
 
 def test_closing_hides_no_other_error(tmp_path: Path, failing: set[int], caplog) -> None:
-    failing |= {1, 2}
-    saved(tmp_path / "c", None, max_failures=0)
-    assert "1 saves failed in a row" in caplog.text
+    failing.add(1)
+    saved(tmp_path / "c", None, max_failures=0)  # is closed after its only save
+    assert "checkpoint of step 1 was not saved: ValueError: RESOURCE_EXHAUSTED" in caplog.text
 
 
 def test_two_processes_that_train_in_one_directory_do_not_take_each_others_checkpoints(tmp_path: Path) -> None:
