@@ -19,7 +19,9 @@ def get_config() -> Config:
         data=Data(row_length=128),
         model=named_model("convbert_base"),
         train=Train(batch_size=256, steps=1_000_000, dtype="bfloat16"),
-        optimizer=Optimizer(learning_rate=2e-4, beta1=0.9, beta2=0.999, epsilon=1e-6, weight_decay=0.01),
+        optimizer=Optimizer(
+            learning_rate=2e-4, beta1=0.9, beta2=0.999, epsilon=1e-6, weight_decay=0.01, bias_correction=False
+        ),
         schedule=Schedule(name="linear", warmup=10_000),
         evaluation=Evaluation(every=10_000),
         checkpoint=Checkpoint(every=5_000),

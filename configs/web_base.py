@@ -9,7 +9,7 @@ From Portes et al. 2023 (MosaicBERT, arXiv:2312.17482) by its file examples/benc
 mosaic-bert-base-uncased.yaml (mosaicml/examples): rows of 128, batches of 4,096, 286,720,000 rows = 70,000 steps,
 masking 30 % (15 % held out), AdamW with 0.9, 0.98 and 1e-6, peak rate 5e-4 after 6 %, linear to 2 %, no attention
 dropout, bfloat16. The last tenth of the steps reads as many positions in rows of 512, as Devlin et al. 2019 (A.2) do.
-MosaicBERT's weight decay, 1e-5, is not multiplied by the peak rate; ours is, and 0.02 × 5e-4 is that.
+The decay of 1e-5 follows the schedule, not the rate, and reaches every parameter (Composer's DecoupledAdamW).
 Ours: the vocabulary, and BERT as Devlin et al. have it where theirs has ALiBi and gated units. Weights and cleaning of
 the sources and the parts of a batch are in jaxbert/recipes.py, ours too. Nothing of this ran on a TPU or a GPU.
 """
@@ -44,7 +44,15 @@ def get_config(machine: str = "v5e-16") -> Config:
             dtype="bfloat16",
             accumulate=recipes.accumulate(machine, "base", 4096 * 128),
         ),
-        optimizer=Optimizer(learning_rate=5e-4, beta1=0.9, beta2=0.98, epsilon=1e-6, weight_decay=0.02),
+        optimizer=Optimizer(
+            learning_rate=5e-4,
+            beta1=0.9,
+            beta2=0.98,
+            epsilon=1e-6,
+            weight_decay=1e-5,
+            decay_follows="schedule",
+            decays="all",
+        ),
         schedule=Schedule(name="linear", warmup=0.06, final=0.02),
         evaluation=Evaluation(every=2000),
         checkpoint=Checkpoint(every=1000),

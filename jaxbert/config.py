@@ -177,6 +177,7 @@ class Objective:
     mask_share: float = 0.8  # of the predicted tokens: becomes [MASK]
     random_share: float = 0.1  # becomes a random token; the rest stays
     whole_words: bool = False
+    z_loss: float = 0.0  # × log² Z, Z the softmax's denominator, is added to what is minimised (PaLM: 1e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,14 +226,16 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW; no decay on biases and norms."""
+    """How gradients become an update (optim.py); as it stands AdamW without decay on biases and norms."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "lamb", "stable_adamw"] = "adamw"  # lamb: for batches of tens of thousands of rows
     learning_rate: float = 5e-4  # peak
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-6
     weight_decay: float = 0.01
+    decays: Literal["weights", "all"] = "weights"  # weights: not biases and norms; all: they too
+    decay_follows: Literal["rate", "schedule"] = "rate"  # times weight_decay: the rate, or its share of the peak
     clip_norm: float = 1.0  # of the global gradient; 0: off
     bias_correction: bool = True  # False: BERT's published variant
 

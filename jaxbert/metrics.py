@@ -165,6 +165,7 @@ class Display:
             "tokens_per_second": "{:,.0f} tokens/s",
             "flops_utilization": "flops {:.0%}",
             "data_wait_fraction": "waiting {:.1%}",
+            "goodput": "goodput {:.1%}",
         }
         words = [form.format(values[name]) for name, form in names.items() if name in values]
         self.line(f"{split:<10} step {step:>7,}/{self._steps:,}  " + "  ".join(words))

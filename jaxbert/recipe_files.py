@@ -134,6 +134,7 @@ def validate(config: Config) -> None:
         "evaluation.mask_rate": (1e-6, 0.95),
         "objective.mask_share": (0.0, 1.0),
         "objective.random_share": (0.0, 1.0 - config.objective.mask_share + 1e-9),
+        "objective.z_loss": (0.0, 1.0),
         "evaluation.piece_length": (8, 2**20),
         "evaluation.every": (1, 2**31),
         "evaluation.batch_size": (1, 2**20),
@@ -147,6 +148,7 @@ def validate(config: Config) -> None:
         "optimizer.learning_rate": (0.0, 1e3),
         "optimizer.beta1": (0.0, 1.0),
         "optimizer.beta2": (0.0, 1.0),
+        "optimizer.weight_decay": (0.0, 1e3),
     }
     for name, (low, high) in ranges.items():
         value = flags.get(config, name)
@@ -156,6 +158,8 @@ def validate(config: Config) -> None:
         raise BadInput(
             f"train.accumulate: {config.train.accumulate} does not divide train.batch_size {config.train.batch_size}"
         )
+    if config.optimizer.name == "stable_adamw" and not config.optimizer.bias_correction:
+        raise BadInput("optimizer.bias_correction: false, but stable_adamw is only defined with it; leave it out")
     if config.checkpoint.keep_every % config.checkpoint.every:
         raise BadInput(
             f"checkpoint.keep_every: {config.checkpoint.keep_every} is no multiple of checkpoint.every "

@@ -13,6 +13,7 @@ from jaxbert.config import (
     Evaluation,
     Objective,
     Optimizer,
+    Phase,
     Repetition,
     Schedule,
     Source,
@@ -99,3 +100,26 @@ def accumulate(machine: str, size: str, positions: int) -> int:
         raise BadInput(f"--config: no machine {machine!r}; write FILE:MACHINE with one of {', '.join(MACHINES)}")
     (base, large), devices = MACHINES[machine]
     return max(1, positions // (128 * devices * {"base": base, "large": large}[size]))
+
+
+def ramp(first: int, last: int, by: int, positions: float, row_length: int) -> tuple[Phase, ...]:
+    """Phases whose batches grow from `first` rows by `by` to `last`, before the first of `last` about `positions`.
+
+    Each size has the same number of steps, and the rate knows nothing of sizes: ModernBERT's way (Warner et al. 2024,
+    arXiv:2412.13663, §2.2; AnswerDotAI/ModernBERT, src/sequence_packer.py, BatchSizeWarmupScheduler). The step is
+    compiled for every size, so `by` should make few: ModernBERT-base has six. `train.accumulate` divides all of them.
+
+    Raises BadInput if steps of `by` do not lead from `first` to `last`, or a size would have less than two steps.
+    """
+    sizes = range(first, last, by)
+    if not sizes or (last - first) % by:
+        raise BadInput(
+            f"a ramp from {first} to {last} rows by {by}: choose a difference that leads from one to the other"
+        )
+    steps = positions / (sum(sizes) * row_length)
+    if steps < 2:
+        raise BadInput(
+            f"a ramp over {positions:,.0f} positions has {steps:.1f} steps of each of {len(sizes)} sizes: give more"
+        )
+    grown = [Phase(until=float(round(steps * number)), batch_size=rows) for number, rows in enumerate(sizes, start=1)]
+    return (*grown, Phase(batch_size=last))

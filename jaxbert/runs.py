@@ -1,6 +1,7 @@
 """A run directory: what it was made from, what may change on resume, and its model for those who read it.
 
-config.json  metrics.jsonl  checkpoints/  tokenizer/  tensorboard/  evaluation.json  summary.json
+config.json  metrics.jsonl  goodput.json  checkpoints/  tokenizer/  tensorboard/  profile/  evaluation.json
+summary.json
 """
 
 import dataclasses

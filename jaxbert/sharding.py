@@ -51,8 +51,25 @@ def parameter_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value").rpartition("/")[2]
 
 
+def letters_of(path: tuple[Any, ...]) -> str:
+    """The axes at the end of a leaf's name ("query_DNH" → "DNH"), without the L of stacked layers."""
+    return parameter_name(path).rpartition("_")[2]
+
+
+def is_stacked(path: tuple[Any, ...], shape: tuple[int, ...]) -> bool:
+    """Whether axis 0 of a parameter of that name and shape counts layers."""
+    return len(shape) == len(letters_of(path)) + 1
+
+
+def elements(path: tuple[Any, ...], shape: tuple[int, ...], vocab_size: int) -> int:
+    """Numbers in a parameter, with `vocab_size` true rows where an axis is V: its padding counts for nothing."""
+    letters = letters_of(path)
+    padded = shape[letters.index("V") - len(letters)] if "V" in letters else 1
+    return math.prod(shape) // padded * (vocab_size if "V" in letters else 1)
+
+
 def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    letters = parameter_name(path).rpartition("_")[2]
+    letters = letters_of(path)
     stacked = len(shape) - len(letters)
     if not letters.isupper() or stacked not in (0, 1):
         return PartitionSpec()  # counters and other scalars of the state

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +31,7 @@ def initial_state(objective: Any, optimizer: Any, key: jax.Array) -> State:
 def make_update(
     objective: Any, optimizer: Any, schedule: Callable[[Any], jax.Array], settings: config.Config
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
-    """One step as a pure function of (state, batch): gradients, clipping, AdamW, or nothing if the step is bad.
+    """One step as a pure function of (state, batch): gradients, clipping, the optimizer, or nothing if the step is bad.
 
     Every array of `batch` is (accumulate, rows, …). Gradients are sums over the parts divided once by the global count
     of predicted tokens, so accumulation gives the large batch's result. Returned metrics are scalars on the device.
@@ -43,6 +42,7 @@ def make_update(
         def loss_sum(model: Any, part: dict[str, jax.Array], index: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.dropout_seed), step), index)
             total, count, more = objective.loss(model, part, key)
+            # An objective that minimises more than −log p says in `more` what its loss is.
             return total, {"loss": total, "count": count, **more}
 
         value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
@@ -121,7 +121,7 @@ def make_step(settings: config.Config, objective: Any, steps: int, mesh: jax.sha
         raise BadInput(
             f"model.num_heads: {heads} do not divide among sharding.tensor {tensor}; choose a divisor of them"
         )
-    optimizer = optim.make_optimizer(settings.optimizer)
+    optimizer = optim.make_optimizer(settings.optimizer, objective.vocab_size)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, steps)
     init = functools.partial(initial_state, objective, optimizer)
     # Nothing here may compute: the mesh's devices need not be attached.
@@ -144,12 +144,8 @@ def in_parts(batch: dict[str, np.ndarray], accumulate: int) -> dict[str, np.ndar
 
 def count_parameters(model: Any, vocab_size: int) -> int:
     """Elements of all leaves, arrays or ShapeDtypeStructs, with `vocab_size` true rows where an axis is V."""
-    count = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
-        letters = sharding.parameter_name(path).rpartition("_")[2]
-        padded = leaf.shape[letters.index("V") - len(letters)] if "V" in letters else 1
-        count += math.prod(leaf.shape) // padded * (vocab_size if "V" in letters else 1)
-    return count
+    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
+    return sum(sharding.elements(path, leaf.shape, vocab_size) for path, leaf in leaves)
 
 
 def memory_needed(compiled: Any) -> int:

@@ -19,10 +19,12 @@ from jaxbert import (
     checkpoint,
     config,
     distributed,
+    goodput,
     metrics,
     objectives,
     phases,
     preemption,
+    profiling,
     progress,
     recipe_files,
     runs,
@@ -90,12 +92,19 @@ def _step_flops(objective: Any, feed: Feed) -> float:
     return sum(share * objective.step_flops(size, length) for size, length, share in feed.shapes())
 
 
-def train(settings: config.Config, workdir: Path, notice: preemption.Notice | None = None) -> dict[str, Any]:
+def train(
+    settings: config.Config,
+    workdir: Path,
+    notice: preemption.Notice | None = None,
+    profile: range = range(0),
+) -> dict[str, Any]:
     """Train (or go on training) a resolved recipe in `workdir`; returns what summary.json holds.
 
+    `profile`: steps, from 0, whose trace is written into workdir/profile.
     Raises BadInput, StartAgain after a `notice` that the machine is taken back, or Diverged for an impossible first
     loss, a bad step under `train.bad_step = "stop"`, or more than `train.max_skipped` bad steps in a row.
     """
+    began = time.time()
     if computes_on_cpu():
         keep_freed_memory()
     corpus_directory = Path(settings.corpus.directory)
@@ -107,6 +116,8 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
     tokenizer = TextTokenizer.load(corpus_directory / "tokenizer")
     plan = phases.make_plan(settings, phases.open_feeds(settings), tokenizer.vocab_size)
     settings = phases.in_steps(settings, plan)
+    if profile and profile.start >= plan.steps:
+        raise BadInput(f"--profile: starts after step {profile.start:,}, but the run has {plan.steps:,}; start earlier")
 
     objective = objectives.for_tokenizer(settings, tokenizer)
 
@@ -115,20 +126,20 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
         return in_parts(batch, settings.train.accumulate)
 
     first = jax.process_index() == 0  # the one process that writes and speaks
+    spent = goodput.Account(workdir / "goodput.json" if first else None, began)
     runs.open_run(workdir, settings, corpus_directory, write=first)
     distributed.meet("opened")
     saves = checkpoint.Checkpoints(runs.checkpoints_of(workdir, settings), settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
-        progress.enter("compile")
+        spent.enter("compile")
         compiled: dict[tuple[int, ...], Any] = {}  # by the shape of a batch's rows
         for part in plan.stretches:
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
                 if (shape := batch["input_ids_BT"].shape) not in compiled:
                     compiled[shape] = step.compile(batch)
         distributed.meet("compiled")
-        distributed.meet("compiled")
-        progress.enter("restore")
+        spent.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -136,6 +147,8 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
             if settings.model.initialize_from:
                 state["model"] = _initialize_from(settings, tokenizer, step)
 
+        spent.enter("start")
+        spent.go_on(memory.get("time"))
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
         peak, source = metrics.peak_flops()
@@ -152,6 +165,8 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
             restored is None and not settings.model.initialize_from,
             {name: memory[name] for name in ("tokens", "sums", "owed") if name in memory},
             notice or preemption.Notice(),
+            spent,
+            profiling.Trace(profile, workdir / "profile"),
         )
         try:
             need = max(map(memory_needed, compiled.values()))
@@ -159,20 +174,27 @@ def train(settings: config.Config, workdir: Path, notice: preemption.Notice | No
             if restored:
                 again = f"; {writer.redone:,} logged steps are done again" if writer.redone else ""
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else again))
+            if profile and profile.stop <= start:
+                display.line(f"profile     the steps to {profile.stop:,} are done; nothing is traced")
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
             distributed.meet("ready")
             loop.run(compiled, state, batches, step.rows, start)
             if start < plan.steps:
                 saves.finish(plan.steps)
         finally:
+            loop.trace.close()
+            spent.enter("save", plan.steps)
+            saves.close()
+            if start < plan.steps:
+                spent.write()
+                display.line(f"goodput     {spent}")
             display.close()
             writer.close()
-            progress.enter("save", plan.steps)
-            saves.close()
     summary = {
         "steps": plan.steps,
         "parameters": count_parameters(step.abstract["model"], plan.vocab_size),
         **writer.last,
+        **spent.summary(),
     }
     if first:
         runs.write_json(workdir / "summary.json", summary)
@@ -221,6 +243,8 @@ class _Loop:
     # Saved with each checkpoint: tokens so far, the sums since the last log line, whether its held-out score is owed.
     memory: dict[str, Any]
     notice: preemption.Notice
+    spent: goodput.Account
+    trace: profiling.Trace
     clock: float = 0.0  # when the present window began
     waited: float = 0.0  # seconds of it that went into waiting for data
     timed: tuple[int, int] = (0, 0)  # steps and tokens of it in this process (a resumed window began in another)
@@ -229,17 +253,20 @@ class _Loop:
         """Steps start … plan.steps − 1; `updates`: the compiled step for each shape of rows."""
         settings, previous = self.settings, None
         if self.memory.pop("owed", False):
-            progress.enter("evaluate", start)
+            self.spent.enter("evaluate", start)
             self._held_out(start, state["model"])
         self.notice.begin()
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
-            progress.enter("data", step)
+            self.trace.begin(step)
+            self.spent.enter("data", step)
             before = time.perf_counter()
             batch = sharding.put_batch(next(batches), place)
             self.waited += time.perf_counter() - before
-            progress.enter("step", step)
-            state, told = updates[batch["input_ids_BT"].shape](state, batch)
+            self.spent.enter("step", step)
+            shape = batch["input_ids_BT"].shape
+            with self.trace.around(step):
+                state, told = updates[shape](state, batch)
             if previous is not None:
                 self._account(*previous)
             previous, done = (step, told), step + 1
@@ -250,17 +277,28 @@ class _Loop:
                 self._account(*previous)
                 previous, paused = None, time.perf_counter()
                 owed = {"owed": True} if evaluate and stop else {}  # seconds are left: the next process scores it
-                progress.enter("evaluate", done)
+                self.spent.enter("evaluate", done)
                 held_out = self._held_out(done, state["model"]) if evaluate and not stop else None
-                progress.enter("save", done)
+                self.spent.enter("save", done)
                 if save or stop:
-                    self.saves.save(done, state, {"step": done, **self.memory, **owed}, held_out)
+                    kept = {"step": done, **self.memory, "time": self.spent.saved(), **owed}
+                    self.saves.save(done, state, kept, held_out)
                     runs.publish(self.writer.path.parent, settings)
                 if stop:
                     raise StartAgain(f"preempted after step {done:,}: {self.saves.last_words(done)}")
                 self.clock += time.perf_counter() - paused  # tokens/s are of training alone
-            self.display.advance(done)
+            self._end_step(done, shape, told)
         return state
+
+    def _end_step(self, done: int, shape: tuple[int, ...], told: dict[str, jax.Array]) -> None:
+        """Once around the loop: say so if it was slow, end the trace if this was the last of its steps."""
+        slow = self.spent.step_ends(shape)
+        if slow is not None:
+            self.display.line(f"step {done:,}: {slow}")
+        self.spent.enter("profile", done)
+        if self.trace.end(done - 1, told):
+            self.display.line(f"profile     of the steps to {done:,} in {self.trace.directory}")
+        self.display.advance(done)
 
     def _account(self, step: int, told: dict[str, jax.Array]) -> None:
         """Read the metrics of `step`, judge them, log at the end of a window of `train.log_every` steps or a phase."""
@@ -276,6 +314,7 @@ class _Loop:
             sums = self.memory["sums"]
             for name, value in {**values, "steps": 1}.items():
                 sums[name] = sums.get(name, 0.0) + value
+        self.spent.judged(counts=not bad)
         done = step + 1
         if done % self.settings.train.log_every == 0 or done == self.plan.stretch(step).end:
             self._log(done)
@@ -290,10 +329,12 @@ class _Loop:
             "tokens_per_second": self.timed[1] / seconds,
             "flops_utilization": self.timed[0] * self.step_flops[phase] / seconds,
             "data_wait_fraction": self.waited / seconds,
+            "goodput": self.spent.share,
+            "slow_steps": self.spent.slow_in_window,
         }
         self._tell(done, "train", record)
         self.memory["sums"] = {}
-        self.clock, self.waited, self.timed = time.perf_counter(), 0.0, (0, 0)
+        self.clock, self.waited, self.timed, self.spent.slow_in_window = time.perf_counter(), 0.0, (0, 0), 0
 
     def _held_out(self, done: int, model: Any) -> float:
         record = {**self.evaluate(model), "tokens": self.memory["tokens"]}
@@ -332,9 +373,11 @@ def main(argv: list[str]) -> None:
     parser = recipe_files.command_parser("python -m jaxbert.train", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
+    parser.add_argument("--profile", metavar="START:STOP", help="trace the steps after START until STOP")
     distributed.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
+    profile = profiling.parse(known.profile) if known.profile else range(0)
     workdir, place = Path(known.workdir), distributed.find_place(known)
     with distributed.joined(place, settings, workdir, known.start_timeout) as end:
         process, processes = (place.process, place.processes) if place else (0, 1)
@@ -342,7 +385,7 @@ def main(argv: list[str]) -> None:
             progress.watched(workdir, process, processes, settings.limits, end),
             preemption.listen(end) as notice,
         ):
-            train(settings, workdir, notice)
+            train(settings, workdir, notice, profile)
 
 
 if __name__ == "__main__":

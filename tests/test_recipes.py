@@ -65,6 +65,36 @@ def test_a_machine_that_is_not_known_is_named_with_those_that_are() -> None:
         load("web_base.py:v3-8")
 
 
+def test_a_ramp_has_modernberts_sizes_over_its_tokens_with_as_many_steps_each() -> None:
+    recipe = load("modern_base.py", "--config.corpus.language=pl")
+    *grown, last = recipe.train.phases
+    assert [phase.batch_size for phase in (*grown, last)] == [768, 1536, 2304, 3072, 3840, 4608]
+    begins = [0.0, *(phase.until for phase in grown)]
+    steps = [phase.until - begin for phase, begin in zip(grown, begins, strict=False)]
+    assert max(steps) - min(steps) <= 1 and last.until == 1.0
+    positions = sum(n * phase.batch_size * phase.row_length for n, phase in zip(steps, grown, strict=True))
+    assert positions == pytest.approx(50e9, rel=1e-4)
+    assert recipe.schedule.warmup < grown[0].until  # 3 billion tokens at the first size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [((8, 20, 8, 1e6, 64), "from 8 to 20 rows by 8"), ((8, 24, 8, 2000, 64), r"1\.3 steps of each of 2 sizes")],
+)
+def test_a_ramp_that_does_not_arrive_or_has_no_steps_is_refused(arguments: tuple, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        recipes.ramp(*arguments)
+
+
+@pytest.mark.parametrize("recipe", ["modern_base.py", "bert_large_lamb.py", "bert_large_lamb.py:long"])
+def test_batches_of_every_size_divide_among_the_chips_that_a_recipe_names(recipe: str) -> None:
+    settings = load(recipe, "--config.corpus.language=pl", "--config.corpus.input=text.txt")
+    prepare.check_recipe(settings)
+    chips = 16 if recipe.startswith("modern") else 256
+    for _, phase in config.phases(settings):
+        assert phase.batch_size % (settings.train.accumulate * chips) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "recipe", "run", "fill"),
     [

@@ -142,7 +142,7 @@ def test_50_adamw_steps_from_the_same_weights_give_pytorchs_losses():
             for decayed, rate in ((True, adamw.weight_decay), (False, 0.0))
         ]
         optimizer = torch.optim.AdamW(groups, betas=(adamw.beta1, adamw.beta2), eps=adamw.epsilon)
-        ours = optim.make_optimizer(adamw)
+        ours = optim.make_optimizer(adamw, objective.vocab_size)
         update = jax.jit(make_update(objective, ours, schedule, settings))
         counters = jax.eval_shape(lambda: initial_state(objective, ours, jax.random.key(0))["counters"])
         zeros = {name: jnp.zeros((), jnp.int32 if s.dtype == jnp.int32 else float) for name, s in counters.items()}

@@ -17,7 +17,8 @@ from jaxbert.errors import BadInput, Diverged
 from jaxbert.models import gmlp
 from jaxbert.objectives.mlm import MaskedLanguageModelling
 
-TIMES = ("tokens_per_second", "flops_utilization", "data_wait_fraction")  # what no two runs share
+# What no two runs share.
+TIMES = ("tokens_per_second", "flops_utilization", "data_wait_fraction", "goodput", "slow_steps")
 
 
 def change(settings: config.Config, **sections: dict) -> config.Config:
@@ -64,6 +65,30 @@ def test_the_loss_falls_and_the_run_directory_holds_what_people_script_against(t
         path.name for path in tiny_run.iterdir()
     }
     assert json.loads((tiny_run / "summary.json").read_text())["validation"]["loss"] == records(tiny_run)[-1]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "lamb", "learning_rate": 2e-2},
+        {"name": "stable_adamw", "decay_follows": "schedule", "decays": "all", "clip_norm": 0.0},
+    ],
+)
+def test_the_loss_falls_and_resuming_is_exact_with_other_optimizers_and_z_loss(
+    tiny_corpus: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: dict
+) -> None:
+    settings = change(tiny_corpus, optimizer=optimizer, objective={"z_loss": 1e-4})
+    train.train(settings, tmp_path / "whole")
+    told = records(tmp_path / "whole", "train")
+    assert told[-1]["loss"] < told[0]["loss"] - 0.1
+    assert all(0 < record["z_loss"] < 1e-4 * 12**2 for record in told)  # log Z starts near ln 600 = 6.4
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 13)
+        train.train(settings, tmp_path / "killed")
+    train.train(settings, tmp_path / "killed")
+    assert fingerprints(tmp_path / "killed") == fingerprints(tmp_path / "whole")
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("step", [3, 13, 18])

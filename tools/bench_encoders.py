@@ -182,7 +182,8 @@ def filter_flops(settings: Any) -> float:
 
 def compile_step(settings: Any, attention: str | None = None, batch: dict[str, jax.Array] | None = None) -> Step:
     """`make_update` compiled for a batch (None: the made-up one), with the attention of that name."""
-    objective, optimizer = objective_of(settings), optim.make_optimizer(settings.optimizer)
+    objective = objective_of(settings)
+    optimizer = optim.make_optimizer(settings.optimizer, objective.vocab_size)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, 1000)
     init, batch = functools.partial(initial_state, objective, optimizer), batch or made_up_batch(settings)
     abstract = jax.eval_shape(init, jax.random.key(0))

@@ -15,12 +15,12 @@ Batch = dict[str, Any]
 
 
 @jax.custom_vjp
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """−log softmax(logits)[label] in nats, and whether no logit is larger than the label's.
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """−log softmax(logits)[label] in nats, whether no logit is larger than the label's, and log Z = log Σ exp(logits).
 
-    (…, V) floating point, −inf where a row of the table is padding, and (…) integers → (…) of the logits' dtype and
-    (…) bool. The gradient reuses the exponentials of the forward pass: 1.02 × at BERT-mini on a CPU. The hit needs
-    no argmax, which takes 64 ms of such a step.
+    (…, V) floating point, −inf where a row of the table is padding, and (…) integers → (…) of the logits' dtype, (…)
+    bool, (…) of the logits' dtype. The gradient reuses the exponentials of the forward pass: 1.02 × at BERT-mini on a
+    CPU. The hit needs no argmax, which takes 64 ms of such a step.
     """
     return _cross_entropy_forward(logits, labels)[0]
 
@@ -29,15 +29,17 @@ def _cross_entropy_forward(logits: jax.Array, labels: jax.Array) -> tuple[Any, A
     largest = jnp.max(logits, axis=-1)
     exponentials = jnp.exp(logits - largest[..., None])
     total = jnp.sum(exponentials, axis=-1)
+    log_z = largest + jnp.log(total)
     label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return (largest + jnp.log(total) - label_logit, label_logit >= largest), (exponentials, labels, total)
+    return (log_z - label_logit, label_logit >= largest, log_z), (exponentials, labels, total)
 
 
-def _cross_entropy_backward(saved: Any, gradients: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
-    (exponentials, labels, total), gradient = saved, gradients[0]
+def _cross_entropy_backward(saved: Any, gradients: tuple[jax.Array, Any, jax.Array]) -> tuple[jax.Array, None]:
+    (exponentials, labels, total), (gradient, _, log_z_gradient) = saved, gradients
     # A comparison with iota and not a scatter: it fuses with the softmax's part.
     is_label = jax.lax.broadcasted_iota(labels.dtype, exponentials.shape, exponentials.ndim - 1) == labels[..., None]
-    return exponentials * (gradient / total)[..., None] - jnp.where(is_label, gradient[..., None], 0.0), None
+    softmax_part = exponentials * ((gradient + log_z_gradient) / total)[..., None]  # both have the softmax's gradient
+    return softmax_part - jnp.where(is_label, gradient[..., None], 0.0), None
 
 
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
@@ -125,22 +127,25 @@ class MaskedLanguageModelling:
             "weights_BP": piece.weights_RP * real_B[:, None].astype(np.float32),
         }
 
-    def _predict(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Negative log likelihoods and hits, (B, P) each, before weighting."""
-        logits_BPV = model(batch, batch["positions_BP"], key=key, dtype=self.dtype)
-        return cross_entropy(logits_BPV, batch["labels_BP"])
-
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-        """(sum of −log p over predicted tokens in nats, their number, {"accuracy": sum of hits}), scalars.
+        """(sum over predicted tokens of what is minimised, their number, {"accuracy": sum of hits}), scalars.
 
-        `key` None: no dropout. Sums, so that batches and devices add before anyone divides.
+        What is minimised is −log p in nats; with `objective.z_loss` c also c · log² Z, which keeps Z near 1 (Chowdhery
+        et al. 2022, arXiv:2204.02311, §5). Then the dictionary also has the sums of both: "loss", −log p alone, and
+        "z_loss". `key` None: no dropout. Sums, so that batches and devices add before anyone divides.
         """
-        nll_BP, hit_BP = self._predict(model, batch, key)
+        logits_BPV = model(batch, batch["positions_BP"], key=key, dtype=self.dtype)
+        nll_BP, hit_BP, log_z_BP = cross_entropy(logits_BPV, batch["labels_BP"])
         weights_BP = batch["weights_BP"].astype(nll_BP.dtype)
-        return jnp.sum(nll_BP * weights_BP), jnp.sum(weights_BP), {"accuracy": jnp.sum(hit_BP * weights_BP)}
+        total, metrics = jnp.sum(nll_BP * weights_BP), {"accuracy": jnp.sum(hit_BP * weights_BP)}
+        if self.config.objective.z_loss:
+            z_loss = self.config.objective.z_loss * jnp.sum(jnp.square(log_z_BP) * weights_BP)
+            metrics |= {"loss": total, "z_loss": z_loss}
+            total += z_loss
+        return total, jnp.sum(weights_BP), metrics
 
     def score(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
-        """Deterministic sums over the batch: loss (nats), accuracy (hits), count (predicted tokens)."""
+        """Deterministic sums over the batch: loss (nats), accuracy (hits), count (predicted tokens), as `loss` has."""
         total, count, metrics = self.loss(model, batch, None)
         return {"loss": total, "count": count, **metrics}
 

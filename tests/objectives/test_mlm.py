@@ -1,4 +1,6 @@
-"""The loss at masked tokens: cross-entropy against a plain one in float64, value and gradient, and the sums."""
+"""The loss at masked tokens: cross-entropy and z-loss against plain ones in float64 (value, gradient), and the sums."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,27 @@ def test_cross_entropy_and_its_gradient_are_the_plain_ones(padding: int) -> None
         np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-13)
         np.testing.assert_allclose(ours[1][..., :V], theirs[1][..., :V], atol=1e-14)
         assert np.all(np.asarray(ours[1][..., V:]) == 0)  # padded entries of the vocabulary get no gradient
+
+
+@pytest.mark.parametrize("padding", [0, 84])
+def test_z_loss_and_its_gradient_are_palms(padding: int) -> None:
+    # arXiv:2204.02311, §5: "an auxiliary loss of z_loss = 10⁻⁴ · log² Z", here with a weight that shows.
+    with jax.enable_x64(True):
+        logits, labels = logits_and_labels(padding)
+        weights = jnp.linspace(0, 2, B * P).reshape(B, P)
+
+        def ours(x: jax.Array) -> jax.Array:
+            nll, _, log_z = cross_entropy(x, labels)
+            return jnp.sum((nll + 0.3 * log_z**2) * weights)
+
+        def palms(x: jax.Array) -> jax.Array:
+            z = jnp.sum(jnp.exp(x[..., :V]), axis=-1)
+            return jnp.sum((plain(x, labels) + 0.3 * jnp.log(z) ** 2) * weights)
+
+        found, expected = (jax.value_and_grad(f)(logits) for f in (ours, palms))
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-13)
+        np.testing.assert_allclose(found[1][..., :V], expected[1][..., :V], atol=1e-13)
+        assert np.all(np.asarray(found[1][..., V:]) == 0)
 
 
 def test_a_hit_is_a_label_with_the_largest_logit() -> None:
@@ -76,6 +99,21 @@ def test_the_loss_is_a_sum_over_real_predictions(objective: MaskedLanguageModell
     nll = plain(model(batch, batch["positions_BP"])[..., :V], batch["labels_BP"])
     np.testing.assert_allclose(total, np.sum(nll * weights), rtol=1e-5)
     assert count == B * P - 2
+
+
+def test_z_loss_is_minimised_and_told_beside_the_loss_which_stays_cross_entropy(
+    objective: MaskedLanguageModelling,
+) -> None:
+    settings = dataclasses.replace(objective.config, objective=config.Objective(z_loss=1e-2))
+    regularized = MaskedLanguageModelling(settings, vocab_size=V, mask_id=4, special_ids=frozenset(range(5)))
+    model, batch = objective.init(jax.random.key(0)), batch_of(np.ones((B, P)))
+    total, count, metrics = regularized.loss(model, batch, None)
+    log_z = jax.nn.logsumexp(model(batch, batch["positions_BP"])[..., :V], axis=-1)
+    np.testing.assert_allclose(metrics["z_loss"], 1e-2 * np.sum(log_z**2), rtol=1e-5)
+    np.testing.assert_allclose(total, metrics["loss"] + metrics["z_loss"], rtol=1e-6)
+    off, same_count, told = objective.loss(model, batch, None)
+    assert metrics["loss"] == off and count == same_count and set(told) == {"accuracy"}
+    assert regularized.score(model, batch)["loss"] == off
 
 
 def test_filling_changes_neither_loss_nor_gradient(objective: MaskedLanguageModelling) -> None:
