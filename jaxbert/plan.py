@@ -459,7 +459,7 @@ def meshes(settings: config.Config, devices: int) -> list[config.Sharding]:
             continue
         rest, fsdp = devices // tensor, 1
         while fsdp <= rest:
-            mesh = {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
+            mesh: dict[str, Any] = {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
             found.append(dataclasses.replace(settings.sharding, **mesh))
             fsdp = rest if fsdp < rest < fsdp * 4 else fsdp * 4
     return found
