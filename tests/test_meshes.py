@@ -25,7 +25,7 @@ def losses(case: str, dtype: str, *meshes: tuple[int, int, int]) -> np.ndarray:
 # On a pod's kind of mesh with all axes and, in float32, on another one each.
 CHOSEN = {
     "bert": (1, 8, 1),
-    "convbert_grouped": (4, 1, 2),
+    "convbert": (4, 1, 2),
     "amlp": (8, 1, 1),
     "m2_additions": (1, 4, 1),
     "hypermixer": (1, 1, 2),
