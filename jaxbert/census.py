@@ -7,8 +7,11 @@ and the number of sources alone. What it finds depends on the corpus alone, not 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ CHUNK = 1 << 22  # tokens looked at at once
 PIECE = 4096  # documents that are counted as one piece
 SENTENCE_WORDS, SENTENCE_CHARACTERS = (6, 16), 120  # what fits an example
 OTHER_CHARACTERS = 4000  # kept of a document that a near duplicate names
-_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+_VISIBLE, _OF_WORD = 1, 2  # kinds of characters: not white space; what `\w` matches
 
 
 @dataclasses.dataclass
@@ -127,22 +130,51 @@ def count_piece(
     sources: dict[str, Counter] = {}
     sentences: dict[str, tuple[str, str]] = {}
     named: dict[str, str] = {}
-    for number, document in enumerate(source.read_documents(directory, split, range(*piece)), piece[0]):
-        text, name = document["text"], document["source"]
-        counts = sources.setdefault(name, Counter())
-        counts["documents"] += 1
-        if number + 1 >= len(stored.offsets):
-            break  # more documents than there are tokens for: the totals will not be those of corpus.json
-        counts["characters"] += len(text)
-        counts["words"] += len(text.split())
-        counts["marks"] += len(_WORD_OR_MARK.findall(text))
-        counts["tokens"] += int(stored.offsets[number + 1] - stored.offsets[number])
-        if document["id"] in wanted:
-            named[document["id"]] = text[:OTHER_CHARACTERS]
-        if sentence := _sentence(text):
-            key = hashlib.blake2b(sentence.encode(), digest_size=8).hexdigest()
-            sentences[name] = min((key, sentence), sentences.get(name, (key, sentence)))
+    documents = source.read_documents(directory, split, range(*piece))
+    numbers = itertools.count(piece[0])
+    for block in stages.blocks(documents):
+        words_D, marks_D = _words_and_marks([document["text"] for document in block])
+        for document, words, marks, number in zip(block, words_D, marks_D, numbers, strict=False):
+            text, name = document["text"], document["source"]
+            counts = sources.setdefault(name, Counter())
+            counts["documents"] += 1
+            if number + 1 >= len(stored.offsets):
+                break  # more documents than there are tokens for: the totals will not be those of corpus.json
+            counts["characters"] += len(text)
+            counts["words"] += words
+            counts["marks"] += marks
+            counts["tokens"] += int(stored.offsets[number + 1] - stored.offsets[number])
+            if document["id"] in wanted:
+                named[document["id"]] = text[:OTHER_CHARACTERS]
+            if sentence := _sentence(text):
+                key = hashlib.blake2b(sentence.encode(), digest_size=8).hexdigest()
+                sentences[name] = min((key, sentence), sentences.get(name, (key, sentence)))
     return sources, sentences, named
+
+
+def _words_and_marks(texts: Sequence[str]) -> tuple[list[int], list[int]]:
+    r"""Of each text the words that `split` finds, and the matches of `\w+|[^\w\s]`: all characters at once."""
+    edges = np.cumsum([0, *(len(text) + 1 for text in texts)])  # a line feed behind each
+    joined = "\n".join((*texts, "")).encode("utf-32-le", "surrogatepass")
+    kinds_T = _kinds()[np.frombuffer(joined, "<u4")]
+    visible_T, of_word_T = kinds_T & _VISIBLE > 0, kinds_T & _OF_WORD > 0
+    begins_word_T, mark_T = visible_T.copy(), visible_T.copy()
+    begins_word_T[1:] &= ~visible_T[:-1]
+    mark_T[1:] &= ~(of_word_T[1:] & of_word_T[:-1])  # each character that goes on no run of `\w`
+    words_D, marks_D = (
+        np.diff(np.searchsorted(np.flatnonzero(found_T), edges)).tolist() for found_T in (begins_word_T, mark_T)
+    )
+    return words_D, marks_D
+
+
+@functools.cache
+def _kinds() -> np.ndarray:
+    """uint8 by code point."""
+    every = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    kinds = np.full(len(every), _VISIBLE, np.uint8)
+    kinds[[found.start() for found in re.finditer(r"\w", every)]] |= _OF_WORD
+    kinds[[found.start() for found in re.finditer(r"\s", every)]] = 0
+    return kinds
 
 
 def _sentence(text: str) -> str:

@@ -170,6 +170,16 @@ class Step:
         return flops / self.chip.flops / self.seconds
 
     @property
+    def sums(self) -> dict[str, float]:
+        """Seconds of all bundles, of all products in matrix units and of all transfers, each as if alone."""
+        totals = {
+            "bundles": sum(row.bundles for row in self.rows),
+            "matrix units": sum(row.matrix for row in self.rows),
+            "HBM": self.hbm,
+        }
+        return {name: cycles / self.chip.clock for name, cycles in totals.items()}
+
+    @property
     def unknown(self) -> tuple[str, ...]:
         """Programs with loops whose trips depend on data."""
         return tuple(row.program.name for row in self.rows if row.program.unknown)
@@ -346,6 +356,10 @@ def table(step: Step, *, flops: float | None = None, count: int = 20) -> str:
     if flops is not None:
         lines[-1] += f", at most {step.share_of_peak(flops):.1%} of peak"
     lines[-1] += " if nothing stalls and nothing overlaps; for ranking, not a speed"
+    shares = {name: f" ({flops / step.chip.flops / value:.1%})" if flops else "" for name, value in step.sums.items()}
+    alone = ", ".join(f"{name} {value * 1e3:.2f} ms{shares[name]}" for name, value in step.sums.items())
+    lines.append(f"each alone (and the share of peak that it would allow): {alone}")
     if step.unknown:
-        lines.append(f"trips that depend on data are counted once in: {', '.join(step.unknown)}")
+        more = f" and {len(step.unknown) - 8} more" if len(step.unknown) > 8 else ""
+        lines.append(f"trips depend on data, and count once unless given, in: {', '.join(step.unknown[:8])}{more}")
     return "\n".join(lines)

@@ -26,6 +26,9 @@ from jaxbert import chips, collectives, config, cycles, objectives, optim, progr
 from jaxbert.data.source import AHEAD
 from jaxbert.errors import BadInput, run
 from jaxbert.models.embeddings import padded
+from jaxbert.ops.attention import pallas_tpu
+from jaxbert.ops.attention.tiles import of_chip
+from jaxbert.ops.attention.visits import UNIT
 
 GIB = 2**30
 EXCESS = 1.05  # of flops over the model's own count, from which on products are listed
@@ -68,8 +71,14 @@ class Attempt:
 
     @functools.cached_property
     def parsed(self) -> program.Program:
-        """What was compiled, read once."""
-        return program.parse(self.compiled.as_text())
+        """What was compiled, read once. Raises BadInput where jax cannot: libtpu 0.0.52's gMLP for v5p is so."""
+        try:
+            return program.parse(self.compiled.as_text())
+        except jax.errors.JaxRuntimeError as error:
+            raise BadInput(
+                f"topology: compiled for {self.chip.name}, but jax cannot read the program back "
+                f"({str(error).splitlines()[0]}); memory stands as told, counts need another chip or libtpu"
+            ) from None
 
     @functools.cached_property
     def exchanges(self) -> list[collectives.Collective]:
@@ -354,6 +363,19 @@ def host_memory(tried: Attempt) -> tuple[int, int]:
 # --- what is told ---
 
 
+def kernel_trips(chip: chips.Chip, length: int, kernel: cycles.Program, number: int) -> int:
+    """Trips of a program's `number`th loop that depends on data, for `cycles.of_compiled`, chip and length given first.
+
+    Of the attention kernels' as in rows of one document each: all whole chunks (loop 0), and no tiles that a document
+    ends in (the others). 1 for any other program.
+    """
+    if not kernel.name.startswith("attention_"):
+        return 1
+    make = pallas_tpu.backward_plan if kernel.name.startswith("attention_backward") else pallas_tpu.forward_plan
+    units = -(-length // UNIT)
+    return 0 if number else units // make(units * UNIT, units * UNIT, of_chip(chip.name, 2)).chunk
+
+
 def title(tried: Attempt) -> str:
     """A phase, its mesh and its parts, in a line."""
     model, accumulate = tried.settings.model, tried.settings.train.accumulate
@@ -471,13 +493,13 @@ def sweep(planner: Planner) -> Iterator[str]:
     for mesh, policy in itertools.product(meshes(planner.settings, len(planner.devices)), POLICIES):
         try:
             found = planner.largest(policy, mesh)
+            cost = found.costs if found else None
         except BadInput as error:
             tried.append((math.inf, f"{mesh}: {error}"))
             continue
-        if found is None:
+        if found is None or cost is None:
             tried.append((math.inf, f"{mesh}, rematerialize {policy}: does not fit with one row a device"))
             continue
-        cost = found.costs
         line = (
             f"{_seconds(cost.low):>8} to {_seconds(cost.high):>8}  {found.memory.total / GIB:6.2f} GiB  {found.flags}"
         )
@@ -520,6 +542,7 @@ def main(argv: list[str]) -> None:
     settings = config.resolve(recipe_files.load(known.config, overrides))
     if known.cycles and not chip.matrix_units:
         raise BadInput(f"--cycles: reads programs of TPUs, not of {chip.name}; leave it out")
+    jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for absent devices cannot be read back
     with tempfile.TemporaryDirectory() as folder:
         if known.cycles:  # libtpu reads this once, when it is loaded
             os.environ.update(cycles.environment(folder))
@@ -536,12 +559,13 @@ def main(argv: list[str]) -> None:
                 print(line, flush=True)
             records += [record(found) for found in planner.tried.values()]
             if known.cycles and tried.compiled:
-                ranked, flops = (
-                    cycles.of_compiled(folder, tried.compiled.as_text(), chip),
-                    records[-1]["costs"]["model_flops"],
-                )
+                trips, flops = functools.partial(kernel_trips, chip, tried.row_length), tried.costs.model_flops
+                ranked = cycles.of_compiled(folder, tried.compiled.as_text(), chip, trips=trips)
                 print(cycles.table(ranked, flops=flops))
-                records[-1]["static"] = {"seconds": ranked.seconds, "share_of_peak": ranked.share_of_peak(flops)}
+                if any(row.program.name.startswith("attention_") for row in ranked.rows):
+                    print("attention kernels: as on rows of one document each")
+                static = {"seconds": ranked.seconds, "share_of_peak": ranked.share_of_peak(flops)}
+                records[-1]["static"] = static | {"alone": ranked.sums}
             for dump in Path(folder).iterdir():  # the next phase's programs have the same names
                 dump.unlink()
     if known.json:

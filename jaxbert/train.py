@@ -23,7 +23,6 @@ from jaxbert.data.tokenizer import TextTokenizer, entries
 from jaxbert.errors import BadInput, Diverged, run
 from jaxbert.evaluate import held_out
 from jaxbert.phases import Plan
-from jaxbert.plan import explain_sharding
 from jaxbert.prepare import load_corpus
 from jaxbert.step import State, Step, count_parameters, in_parts, make_step, memory_needed
 
@@ -304,6 +303,8 @@ def main(argv: list[str]) -> None:
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
     if known.explain_sharding:
+        from jaxbert.plan import explain_sharding  # with compilers' topologies and Pallas, which training may not need
+
         print(*explain_sharding(settings), sep="\n")
         return
     if known.workdir is None:

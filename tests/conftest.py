@@ -17,11 +17,20 @@ import jax
 import pytest
 
 from jaxbert import config, prepare
+from jaxbert.convert import tokenizer as convert_tokenizer
 from tests.pseudo_galician import documents
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", default=str(Path(__file__).parent / "golden"), help="folder of golden .npz files")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tokenizers_are_compared_in_this_process() -> Iterator[None]:
+    """Many preparations: each would start a process that imports transformers. tests/convert/test_tokenizer.py does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert_tokenizer, "compare_apart", convert_tokenizer.compare_with_transformers)
+        yield
 
 
 LICENCE, ATTRIBUTION = "CC0-1.0", "made up by tests/pseudo_galician.py"

@@ -78,6 +78,8 @@ def test_a_step_takes_the_largest_of_bundles_matrix_unit_and_hbm() -> None:
     assert step.seconds == pytest.approx(sum(row.cycles for row in step.rows) / V5E.clock)
     assert step.share_of_peak(step.seconds * V5E.flops / 2) == pytest.approx(0.5)
     assert [row.cycles for row in step.rows] == sorted((row.cycles for row in step.rows), reverse=True)
+    assert step.sums["bundles"] * V5E.clock == pytest.approx(sum(row.bundles for row in step.rows))
+    assert all(0 < alone <= step.seconds for alone in step.sums.values())
     text = cycles.table(step, flops=1e6, count=1)
     assert "jit(<lambda>)/product/pallas_call" in text and "sums" not in text.splitlines()[1]
     assert "not a speed" in text and "of peak" in text

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
+import types
 from pathlib import Path
 
 import jax
@@ -102,6 +104,18 @@ def test_the_largest_micro_batch_is_the_last_that_fits(
     assert any("--config.train.accumulate=8" in line for line in told)
 
 
+def test_a_program_that_cannot_be_read_back_still_says_whether_it_fits(one_chip: plan.Attempt) -> None:
+    def as_text() -> str:
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update\nmore")
+
+    memory_analysis = one_chip.compiled.memory_analysis
+    unread = types.SimpleNamespace(as_text=as_text, memory_analysis=memory_analysis)
+    lines = plan.report(dataclasses.replace(one_chip, compiled=unread))
+    assert any("fits" in line for line in itertools.islice(lines, 6))
+    with pytest.raises(BadInput, match=r"topology: compiled for v5e, but jax cannot read .*async-update\); memory"):
+        list(lines)
+
+
 def test_no_row_fits_is_said(recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, nothing = planner(recipe, "v5e:1x1"), dataclasses.replace(one_chip, compiled=None)
     monkeypatch.setattr(asked, "_compile", lambda settings: nothing)
@@ -150,6 +164,16 @@ def test_the_command_writes_its_numbers_as_json(
 def test_what_cannot_be_planned_is_refused_by_field_and_remedy(recipe: str, flags: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         plan.main([f"--config={recipe}", *flags])
+
+
+def test_kernels_are_counted_on_rows_of_one_document() -> None:
+    def trips(name: str, length: int) -> list[int]:
+        kernel = types.SimpleNamespace(name=name)
+        return [plan.kernel_trips(chips.CHIPS["v5e"], length, kernel, number) for number in range(2)]
+
+    assert trips("attention_forward.3", 2048) == [2, 0]  # chunks of 1,024 keys
+    assert trips("attention_backward", 2048) == [4, 0]  # of 512 queries
+    assert trips("attention_forward", 500) == [1, 0] and trips("fusion.7", 2048) == [1, 1]
 
 
 def test_sharding_of_a_mesh_counts_the_given_devices() -> None:

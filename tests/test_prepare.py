@@ -16,7 +16,7 @@ import pytest
 from jaxbert import config as recipes
 from jaxbert import prepare, recipe_files
 from jaxbert.convert import tokenizer as convert_tokenizer
-from jaxbert.data import engines, packing, source, stages, train_tokenizer
+from jaxbert.data import engines, packing, source, stages, tokens, train_tokenizer
 from jaxbert.data import tokenizer as tokenizers
 from jaxbert.errors import BadInput
 
@@ -460,9 +460,18 @@ def test_two_preparations_of_one_corpus_do_not_mix(copy):
         run(copy)
 
 
+@pytest.mark.parametrize(("documents", "workers"), [(0, 1), (1, 2), (63, 2), (64, 2), (1000, 1), (100_000, 2)])
+def test_pieces_to_tokenize_hold_every_document_once_and_get_shorter(documents, workers):
+    pieces = tokens._pieces(documents, workers)
+    assert [n for piece in pieces for n in range(*piece)] == list(range(documents))
+    sizes = [last - first for first, last in pieces]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes, default=0) <= tokens.MOST
+
+
 def test_ids_that_differ_from_transformers_stop_it_and_are_shown(place, monkeypatch):
     difference = [("unha liña", [2, 9, 3], [2, 8, 3])]
-    monkeypatch.setattr(convert_tokenizer, "compare_with_transformers", lambda *_: difference)
+    monkeypatch.setattr(convert_tokenizer, "compare_apart", lambda *_: difference)
     with pytest.raises(BadInput, match=r"(?s)1 of \d+ documents.*unha liña.*\[2, 9, 3\].*\[2, 8, 3\]"):
         run(place)
     assert not (place / "corpus/tokens").exists()
@@ -472,7 +481,7 @@ def test_without_transformers_the_check_is_left_out_and_that_is_said_and_stored(
     def missing(*_):
         raise ImportError
 
-    monkeypatch.setattr(convert_tokenizer, "compare_with_transformers", missing)
+    monkeypatch.setattr(convert_tokenizer, "compare_apart", missing)
     assert run(place)["transformers_check"].startswith("left out")
     assert "NOT compared with transformers" in capsys.readouterr().out
 

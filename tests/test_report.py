@@ -160,6 +160,22 @@ def test_words_that_are_one_token_are_counted_across_the_chunks(monkeypatch):
         assert census._whole_words(starts) == expected
 
 
+def test_words_and_marks_are_those_of_split_and_of_the_pattern_on_every_character():
+    texts = [
+        "",
+        " ",
+        "a",
+        "nota_1, ¿si?",
+        "x\u0301y \u200bz\x1c\u3000日本",
+        "  dous\n\nparágrafos — «…»  ",
+        "\U0001d518. \ud800",
+    ]
+    texts += ["a" + "".join(map(chr, range(first, first + 0x1000))) for first in range(0, 0x110000, 0x1000)]
+    texts += [c + "a " for c in map(chr, range(0x3100))]
+    expected = [len(text.split()) for text in texts], [len(re.findall(r"\w+|[^\w\s]", text)) for text in texts]
+    assert census._words_and_marks(texts) == expected
+
+
 def test_near_duplicates_are_shown_beside_what_stayed_with_the_words_that_differ_marked(prepared):
     assert prepare.load_corpus(prepared)["fates"]["near_duplicate"] > 5
     figures = [e for e in tree(prepared).iter(f"{XHTML}figure") if e.get("class") == "stays"]

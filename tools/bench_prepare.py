@@ -14,9 +14,9 @@ n-th document. The tokenizer (unigram, 16,384 pieces) is trained once beforehand
 disk, in turn, the order turning round by round; ratios are taken round by round. Ours is `python -m jaxbert.prepare`
 with near duplicates at 0.8 and everything else as it comes: repair line by line, rules for words and letters and the
 language by paragraph, exact duplicates of documents and paragraphs, near duplicates by exact similarity, encoding,
-packing; and what the others leave out: files of documents that say where each is from, the check of 2,000 documents
-against transformers, held-out predictions, the report, checksums of the input, every stage written whole. The others
-are in prepare_peers.py, which says what they do.
+packing; and what the others leave out: files of documents that say where each is from, the check of the beginnings of
+2,000 documents against transformers, held-out predictions, the report, checksums of the input, every stage written
+whole. The others are in prepare_peers.py, which says what they do.
 
 **By stage**, one process, a stage at a time over all documents, in MB of raw text a second, so that stages that see
 only what is left still add up. Encoding uses one thread. What is off in the recipe is measured as if it were on.

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,3 +117,35 @@ def compare_with_transformers(
             if mine != other:
                 differences.append((text, mine, other))
     return differences
+
+
+def compare_apart(directory: Path, texts: Sequence[str]) -> list[tuple[str, list[int], list[int]]]:
+    """The same, in a process where torch is not to be found: transformers would import it, which takes longer than all
+    else and which a tokenizer never uses. One thread. Raises ImportError where transformers is not installed."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "TOKENIZERS_PARALLELISM": "false",  # threads of a batch wait for each other, spinning, where cores are taken
+        "TRANSFORMERS_VERBOSITY": "error",  # it would say that there is no torch
+    }
+    command = [sys.executable, "-m", "jaxbert.convert.tokenizer", str(directory)]
+    done = subprocess.run(command, input=json.dumps(list(texts)).encode(), capture_output=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr.decode(errors='replace')}")
+    found = json.loads(done.stdout)
+    if found is None:
+        raise ImportError("transformers is not installed")
+    return [(text, mine, other) for text, mine, other in found]
+
+
+def _compare_stdin(directory: str) -> None:
+    """The process of `compare_apart`: texts as a JSON list → their differences, or null without transformers."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # to Python, and so to transformers: not installed
+    try:
+        differences = compare_with_transformers(Path(directory), json.load(sys.stdin.buffer))
+    except ImportError:
+        differences = None
+    json.dump(differences, sys.stdout)
+
+
+if __name__ == "__main__":
+    _compare_stdin(sys.argv[1])

@@ -122,15 +122,16 @@ def judge_part(
     repeated, near = across.Examples(), across.Examples()
     for document, result in across.judged(*numbered, decided):
         fates[document.source][result.fate] += 1
-        counts["paragraphs"].update(result.paragraphs)
-        counts["languages"].update(result.languages)
-        counts["changed"].update(result.changed)
-        if result.fate in ("kept", "benchmark"):
+        for what in ("paragraphs", "languages", "changed"):
+            if count := getattr(result, what):  # an update costs as much where there is nothing, as in most
+                counts[what].update(count)
+        if result.overlaps and result.fate in ("kept", "benchmark"):
             counts["overlaps"].update(result.overlaps.keys())
         if result.fate == "kept":
             split = clean.split_of(result, corpus.validation_share)
             records.append((split, _json_line({"text": result.text, **_identity(document)})))
-            counts[split].update(documents=1, characters=len(result.text))
+            counts[split]["documents"] += 1
+            counts[split]["characters"] += len(result.text)
         elif keep_rejected:
             # What must not be there is not there, either.
             text = "" if result.fate == "removed" else document.text
@@ -191,7 +192,10 @@ def _check_enough(corpus: Corpus, fates: Counter, languages: Counter, splits: di
 
 
 def _json_line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")  # UTF-8 cannot hold a lone surrogate
+    return _to_json(values).encode("utf-8", "replace")  # UTF-8 cannot hold a lone surrogate
+
+
+_to_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make one of these a line
 
 
 def shares(languages: Counter, most: int = 8) -> str:

@@ -179,7 +179,7 @@ def read_documents(directory: Path, split: str, numbers: Sequence[int] | None = 
         wanted = range(count) if numbers is None else [n - first for n in numbers if first <= n < first + count]
         for start in range(0, len(wanted), 256):
             for record in reader.read(list(wanted[start : start + 256])):
-                yield json.loads(record)
+                yield json.loads(record.decode())  # of bytes it would look for the encoding first
         first += count
         reader.close()
 

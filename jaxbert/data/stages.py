@@ -219,12 +219,15 @@ def check_writable(directory: Path) -> None:
 
 
 def blocks(documents: Iterable[Any], characters: int = BLOCK_CHARACTERS) -> Iterator[list[Any]]:
-    """Documents (texts, or with a `text`) in blocks of nearly so many characters and at most BLOCK_DOCUMENTS."""
+    """Documents (texts, or with a `text`; dicts, too) in blocks of nearly so many characters, at most 2,048."""
     block: list[Any] = []
     size = 0
     for document in documents:
         block.append(document)
-        size += len(document if isinstance(document, str) else document.text)
+        if isinstance(document, str):
+            size += len(document)
+        else:
+            size += len(document["text"] if isinstance(document, dict) else document.text)
         if len(block) == BLOCK_DOCUMENTS or size >= characters:
             yield block
             block, size = [], 0

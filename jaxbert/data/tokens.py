@@ -12,22 +12,25 @@ from jaxbert.data.engines import Engine
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.errors import BadInput
 
-CHECKED = 2_000  # documents whose ids are compared with transformers'
-MOST, LEAST_PIECES = 4096, 64  # documents that are tokenized as one piece; pieces of a split that has enough
+CHECKED, CHECKED_CHARACTERS = 2_000, 500  # documents whose beginnings are compared with transformers', and of each
+MOST, LEAST = 4096, 64  # documents that are tokenized as one piece, where there are more
 
 
 def check_against_transformers(directory: Path, documents: int) -> str:
     """Compare token ids of up to CHECKED training documents with transformers'; returns what was found, for the record.
 
+    Of each its first CHECKED_CHARACTERS, which the record says: tokenizers differ in what they make of characters and
+    words, which many beginnings hold more of than a few whole documents.
+
     Raises BadInput, showing differences, where any differs. Without transformers the check is left out, which is said.
     """
-    from jaxbert.convert.tokenizer import compare_with_transformers
+    from jaxbert.convert.tokenizer import compare_apart
 
     numbers = np.unique(np.linspace(0, documents - 1, min(documents, CHECKED)).astype(int)).tolist()
     stages.say(f"tokenizer: comparing {len(numbers):,} documents with transformers")
-    texts = [d["text"] for d in source.read_documents(directory, "train", numbers)]
+    texts = [d["text"][:CHECKED_CHARACTERS] for d in source.read_documents(directory, "train", numbers)]
     try:
-        differences = compare_with_transformers(directory / "tokenizer", texts)
+        differences = compare_apart(directory / "tokenizer", texts)
     except ImportError:
         stages.say("tokenizer: NOT compared with transformers, which is not installed (pip install jaxbert[torch])")
         return "left out: transformers is not installed"
@@ -38,14 +41,13 @@ def check_against_transformers(directory: Path, documents: int) -> str:
             f"{directory / 'tokenizer'}: {len(differences):,} of {len(texts):,} documents get other token ids from "
             f"transformers, so an exported model would be wrong; use another tokenizer.kind or folder\n{shown}"
         )
-    return f"{len(texts)} documents, equal"
+    return f"{len(texts)} documents, up to {CHECKED_CHARACTERS} characters each: equal"
 
 
 def make_tokens(directory: Path, folder: Path, split: str, engine: Engine, documents: int) -> int:
     """Tokenize a split into `folder`/{tokens,offsets}.bin (format: packing.py); returns the number of tokens."""
     folder.mkdir(parents=True)
-    size = max(1, min(MOST, documents // LEAST_PIECES))
-    pieces = [(first, min(first + size, documents)) for first in range(0, documents, size)]
+    pieces = _pieces(documents, engine.workers)
     written = done = 0
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix="pieces-", ignore_cleanup_errors=True) as temporary,
@@ -66,6 +68,17 @@ def make_tokens(directory: Path, folder: Path, split: str, engine: Engine, docum
             written, done = written + int(lengths.sum()), done + len(lengths)
             progress.update(done, f"{written:,} tokens")
     return written
+
+
+def _pieces(documents: int, workers: int) -> list[tuple[int, int]]:
+    """(first, one behind the last) of pieces that get shorter: long ones, as a process that knows the words of a source
+    goes on with it, then short ones, so that all processes end together."""
+    pieces, first = list[tuple[int, int]](), 0
+    while first < documents:
+        size = min(MOST, max(LEAST, -(-(documents - first) // (2 * workers))), documents - first)
+        pieces.append((first, first + size))
+        first += size
+    return pieces
 
 
 def encode_piece(

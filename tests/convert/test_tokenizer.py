@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from jaxbert import config
-from jaxbert.convert.tokenizer import compare_with_transformers
+from jaxbert.convert.tokenizer import compare_apart, compare_with_transformers
 from jaxbert.data.tokenizer import TextTokenizer
 from jaxbert.data.train_tokenizer import train
 from tests.pseudo_galician import HARD, documents
@@ -36,6 +36,29 @@ def test_a_folder_that_transformers_reads_differently_is_found_out(folder, tmp_p
     differences = compare_with_transformers(tmp_path / "changed", TEXTS[:3])
     assert [text for text, _, _ in differences] == TEXTS[:3]
     assert all(ours[:-1] == theirs for _, ours, theirs in differences)
+
+
+@pytest.mark.parametrize("folder", [("unigram", {})], indirect=True)
+def test_a_process_of_its_own_compares_too_without_torch(folder, tmp_path, monkeypatch):
+    layout = json.loads((folder / "tokenizer.json").read_text())
+    layout["post_processor"]["single"].pop()
+    shutil.copytree(folder, tmp_path / "changed")
+    (tmp_path / "changed" / "tokenizer.json").write_text(json.dumps(layout))
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    differences = compare_apart(tmp_path / "changed", TEXTS[:3])
+    assert [text for text, _, _ in differences] == TEXTS[:3]
+    assert all(ours[:-1] == theirs for _, ours, theirs in differences)
+
+
+def test_a_process_of_its_own_says_that_transformers_is_missing_and_what_else_fails(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "transformers.py").write_text("raise ImportError")
+    with pytest.raises(ImportError, match="not installed"):
+        compare_apart(tmp_path, [])
+    (tmp_path / "transformers.py").write_text("raise ValueError('broken')")
+    with pytest.raises(RuntimeError, match="broken"):
+        compare_apart(tmp_path, [])
 
 
 def test_a_written_mask_is_read_as_transformers_reads_it(folder):

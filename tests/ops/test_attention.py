@@ -346,6 +346,8 @@ def test_an_implementation_that_lacks_what_a_call_asks_for_is_refused(monkeypatc
 def test_short_rows_take_the_reference_and_long_ones_blocks() -> None:
     chosen = [api.choose(api.Call(T, T)) for T in (8, 128, 8192, 32768)]
     assert chosen == ["reference"] * 2 + ["xla_chunked"] * 2
+    chosen = [api.choose(api.Call(T, T, **TPU)) for T in (256, 512, 8192)]
+    assert chosen == ["reference"] + ["pallas_tpu"] * 2
 
 
 @pytest.mark.parametrize("name", ["reference", "xla_chunked"])

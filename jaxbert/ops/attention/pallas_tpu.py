@@ -310,6 +310,7 @@ def _forward_call(
             jax.ShapeDtypeStruct((B, E // LANES, heads, T), jnp.float32),
         ],
         compiler_params=_compiler_params(static),
+        cost_estimate=_cost(static, q_BTE, S, products=2, arrays=4),  # q, k, v, out
         interpret=static.interpret,
         name="attention_forward",
     )(table.reshape(-1), q_BTE, k_BSE, v_BSE, _id_units(q_segment_ids_BT, 0), _id_units(k_segment_ids_BS, -1))
@@ -318,6 +319,16 @@ def _forward_call(
 def _id_units(ids_BT: jax.Array, padding: int) -> jax.Array:
     """(B, T / 128, 1, 128); padding tokens get the id `padding`, which differs between queries and keys."""
     return jnp.where(ids_BT > 0, ids_BT, padding).reshape(ids_BT.shape[0], -1, 1, UNIT)
+
+
+def _cost(static: Static, q_BTE: jax.Array, keys: int, products: int, arrays: int) -> pl.CostEstimate:
+    """For the compiler's schedule and for counts of operations: as if every key within the window were visited."""
+    (B, T, E), seen = q_BTE.shape, keys if static.window is None else min(keys, 2 * (static.window // 2) + 1)
+    return pl.CostEstimate(
+        flops=2 * products * B * T * seen * E,
+        transcendentals=B * T * seen * (E // LANES) * static.heads,
+        bytes_accessed=arrays * B * max(T, keys) * E * q_BTE.dtype.itemsize,
+    )
 
 
 def _compiler_params(static: Static) -> Any:
@@ -427,9 +438,8 @@ def _backward_call(
     (B, T, E), S = q_BTE.shape, k_BSE.shape[1]
     plan = backward_plan(T, S, static.tiles)
     visited, whole = visits.needed(q_segment_ids_BT, k_segment_ids_BS, static.window)
-    table = visits.table(
-        visited.swapaxes(1, 2), whole.swapaxes(1, 2), plan
-    )  # (B, blocks of keys, majors of queries, …)
+    # (B, blocks of keys, majors of queries, …)
+    table = visits.table(visited.swapaxes(1, 2), whole.swapaxes(1, 2), plan)
     grid = (B, E // LANES, table.shape[2], table.shape[1])
     block, major, heads = plan.block * UNIT, plan.major * UNIT, static.heads
     q_spec = pl.BlockSpec((None, major, LANES), lambda b, g, j, i, t: (b, j, g))
@@ -461,6 +471,7 @@ def _backward_call(
         ),
         out_shape=[jax.ShapeDtypeStruct((B, T, E), q_BTE.dtype), parts, parts],
         compiler_params=_compiler_params(static),
+        cost_estimate=_cost(static, q_BTE, S, products=5, arrays=8),  # scores again; q, k, v, out and four gradients
         interpret=static.interpret,
         name="attention_backward",
     )(

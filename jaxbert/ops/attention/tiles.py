@@ -37,8 +37,12 @@ TILES = {
 }
 
 
-def chosen(itemsize: int) -> Tiles:
-    """The table's entry for the devices that are traced for and numbers of `itemsize` bytes."""
-    name = next((chip.name for chip in CHIPS.values() if chip.kind == target().kind), "")
+def of_chip(name: str, itemsize: int) -> Tiles:
+    """The table's entry for a chip (chips.CHIPS) and numbers of `itemsize` bytes; a default for others."""
     # What lies in VMEM is twice as large in float32, so majors are half as long; its products are six passes.
     return TILES.get((name, itemsize), Tiles() if itemsize == 2 else Tiles(k_major=4096, q_major=4096, vmem=56 * 2**20))
+
+
+def chosen(itemsize: int) -> Tiles:
+    """`of_chip` for the devices that are traced for."""
+    return of_chip(next((chip.name for chip in CHIPS.values() if chip.kind == target().kind), ""), itemsize)
