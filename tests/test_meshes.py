@@ -1,7 +1,7 @@
 """A mesh changes no number: what eight devices compute is what one does, for every encoder and with dropout.
 
-Only some of the cases and meshes of tests/meshes.py run here, for time: `python -m tests.meshes CASE DTYPE MESHES` takes
-any. tests/test_train.py does the same with the whole loop, in float32.
+Only some of the cases and meshes of tests/meshes.py run here, for time; `python -m tests.meshes CASE DTYPE MESHES`
+takes any. tests/test_train.py does the same with the whole loop, in float32.
 """
 
 import json
