@@ -287,6 +287,22 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Limits:
+    """Seconds after which a process that makes no progress in a phase ends with code 75, to be started again; 0: never.
+
+    So long that only what hangs gets there: a step of BERT-large with 256 rows of 512 tokens is 2.6e14 operations,
+    three quarters of an hour at the 1e11 a second of a small CPU. On a pod, ten times what a run needs saves money.
+    """
+
+    compile: float = 7200  # of the step, for all shapes of rows
+    restore: float = 3600  # of one checkpoint, or of the weights that a run starts from
+    step: float = 3600  # one, with the wait for its data
+    evaluate: float = 7200  # all of evaluation.rows
+    save: float = 3600  # until the one before is on disk and this one is copied off the devices
+    silence: float = 30  # of a peer, after which all others end; never 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole recipe."""
 
@@ -301,6 +317,7 @@ class Config:
     sharding: Sharding = Sharding()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
+    limits: Limits = Limits()
 
 
 LENGTHS = ("steps", "tokens", "epochs")

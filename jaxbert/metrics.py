@@ -57,9 +57,15 @@ def device_memory() -> int | None:
 class MetricWriter:
     """metrics.jsonl, one object a line, and the same numbers in TensorBoard."""
 
-    def __init__(self, workdir: Path, *, restored_step: int):
-        """On resume, lines after `restored_step` are removed: those steps are about to happen again."""
-        self.path = workdir / "metrics.jsonl"
+    def __init__(self, workdir: Path, *, restored_step: int, write: bool = True):
+        """On resume, lines after `restored_step` are removed: those steps are about to happen again.
+
+        `write`: False in all but one of a run's processes; nothing is written then.
+        """
+        self.path, self._tensorboard = workdir / "metrics.jsonl" if write else Path(os.devnull), None
+        if not write:
+            self._file = self.path.open("a")
+            return
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= restored_step]
             replacement = self.path.with_suffix(".tmp")
@@ -69,7 +75,7 @@ class MetricWriter:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            self._tensorboard = None  # an optional dependency; metrics.jsonl has everything
+            pass  # an optional dependency; metrics.jsonl has everything
         else:
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=restored_step + 1)
 
@@ -106,12 +112,12 @@ def _step_of(line: str) -> float:
 class Display:
     """A progress bar on a terminal, plain lines otherwise."""
 
-    def __init__(self, steps: int, start: int):
-        """`steps` of the run, of which `start` are done."""
-        self.console = Console(stderr=False, highlight=False, soft_wrap=True)
+    def __init__(self, steps: int, start: int, *, quiet: bool = False):
+        """`steps` of the run, of which `start` are done; `quiet`: nothing is shown."""
+        self.console = Console(stderr=False, highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = None
         self._steps = steps
-        if self.console.is_terminal:
+        if self.console.is_terminal and not quiet:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self._bar = Progress(*columns, console=self.console)
             self._task = self._bar.add_task("training", total=steps, completed=start)

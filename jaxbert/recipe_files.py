@@ -140,6 +140,8 @@ def validate(config: Config) -> None:
         "checkpoint.every": (1, 2**31),
         "checkpoint.keep_last": (1, 2**16),
         "corpus.validation_share": (0.0, 0.9),
+        **{f"limits.{name}": (0.0, 1e9) for name in ("compile", "restore", "step", "evaluate", "save")},
+        "limits.silence": (5.0, 45.0),  # all survivors are to be gone within a minute
         "optimizer.learning_rate": (0.0, 1e3),
         "optimizer.beta1": (0.0, 1.0),
         "optimizer.beta2": (0.0, 1.0),

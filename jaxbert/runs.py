@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from jaxbert import checkpoint, objectives
+from jaxbert import checkpoint, objectives, sharding
 from jaxbert import config as configs
 from jaxbert.data.stages import write_json
 from jaxbert.data.tokenizer import TextTokenizer
@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "evaluation.every",
     "evaluation.rows",
     "evaluation.batch_size",
+    "limits.",
     "model.initialize_from",
     "model.unroll",
     "model.rematerialize",
@@ -43,10 +44,11 @@ MAY_CHANGE = (
 MAY_CHANGE_UNDER_WSD = ("train.steps", "train.tokens", "train.epochs")  # the rate before the decay depends on no length
 
 
-def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
+def open_run(workdir: Path, config: configs.Config, corpus: Path, *, write: bool = True) -> None:
     """Make the run directory, or check that the recipe is the one that it was started with.
 
-    Raises BadInput naming every field that differs and may not, or if the directory cannot be written.
+    `write`: of a run's processes, one makes the directory, and all check it. Raises BadInput naming every field that
+    differs and may not, or if the directory cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -76,6 +78,8 @@ def open_run(workdir: Path, config: configs.Config, corpus: Path) -> None:
                 f"{workdir} holds a run of another recipe: {fields}. Take the old values or another --workdir"
                 + _ends_in_steps(changed)
             )
+    if not write:
+        return
     # The tokenizer first: a run directory with a config.json has its tokenizer.
     if not (workdir / "tokenizer").exists():
         partial = workdir / f"tokenizer.tmp-{os.getpid()}"
@@ -127,14 +131,16 @@ class Run:
 
     config: configs.Config
     objective: Any
-    model: Any  # pytree of float32 arrays on the default device
+    model: Any  # pytree of float32 arrays
     tokenizer: TextTokenizer
     step: int
     loop: dict[str, Any]  # what the loop stored beside the state: step, tokens, fingerprints
 
 
-def load_run(workdir: str | Path, step: str = "latest") -> Run:
+def load_run(workdir: str | Path, step: str = "latest", mesh: Any = None) -> Run:
     """The model of a run at a step ("latest", "best" by held-out loss, or a number), fingerprints checked.
+
+    `mesh`: over whose devices its arrays are split, as in training; None: they are on the default device.
 
     Raises BadInput if the directory is no run, has no such step, or the step's checkpoint is not whole.
     """
@@ -148,8 +154,12 @@ def load_run(workdir: str | Path, step: str = "latest") -> Run:
         raise BadInput(f"{directory} has no checkpoint; train first, or for longer than checkpoint.every steps")
     candidates = _candidates(workdir, step, steps)
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
-    here = SingleDeviceSharding(jax.devices()[0])
-    target = {"model": checkpoint.abstract_with_shardings(abstract, jax.tree.map(lambda _: here, abstract))}
+    if mesh is None:
+        here = SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: here, abstract)
+    else:
+        shardings = sharding.shard_by_name(abstract, mesh)
+    target = {"model": checkpoint.abstract_with_shardings(abstract, shardings)}
     problems = []
     for number in candidates:
         try:

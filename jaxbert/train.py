@@ -16,7 +16,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbert import checkpoint, config, metrics, objectives, phases, recipe_files, runs, sharding
+from jaxbert import (
+    checkpoint,
+    config,
+    distributed,
+    metrics,
+    objectives,
+    phases,
+    progress,
+    recipe_files,
+    runs,
+    sharding,
+)
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
 from jaxbert.data.source import Feed, Rows, Validation, prefetch
 from jaxbert.data.tokenizer import TextTokenizer, entries
@@ -104,16 +115,20 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         own_B = sharding.own_rows(place, accumulate, len(row_B))  # of a batch, a process makes what its devices read
         return in_parts(objective.make_batch(rows, epoch_B[own_B], row_B[own_B], seed), accumulate)
 
-    runs.open_run(workdir, settings, corpus_directory)
+    first = jax.process_index() == 0  # the one process that writes and speaks
+    runs.open_run(workdir, settings, corpus_directory, write=first)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", settings.checkpoint)
     with jax.set_mesh(mesh):
         step = make_step(settings, objective, plan.steps, mesh)
+        progress.enter("compile")
         compiled: dict[tuple[int, ...], Any] = {}  # by the shape of a batch's rows
         for part in plan.stretches:
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
                 shapes = sharding.batch_shapes(batch, place)
                 if (shape := shapes["input_ids_BT"].shape) not in compiled:
                     compiled[shape] = step.compile(shapes)
+        distributed.meet("compiled")
+        progress.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
         start, state, memory = restored or (0, None, {"tokens": 0, "sums": {}})
         if state is None:
@@ -124,7 +139,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         score = jax.jit(objective.score)
         batch_size, limit = settings.evaluation.batch_size, settings.evaluation.rows
         peak, source = metrics.peak_flops()
-        display, writer = metrics.Display(plan.steps, start), metrics.MetricWriter(workdir, restored_step=start)
+        display = metrics.Display(plan.steps, start, quiet=not first)
+        writer = metrics.MetricWriter(workdir, restored_step=start, write=first)
         loop = _Loop(
             settings,
             plan,
@@ -142,10 +158,12 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
             if restored:
                 display.line(f"resuming    at step {start:,}" + (": nothing to do" if start == plan.steps else ""))
             batches = prefetch(lambda number: make_batch(*plan.at(number)), start, plan.steps)
+            distributed.meet("ready")
             loop.run(compiled, state, batches, step.rows, start)
         finally:
             display.close()
             writer.close()
+            progress.enter("save", plan.steps)
             saves.close()
     if not loop.last:  # the run was finished before
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
@@ -154,7 +172,8 @@ def train(settings: config.Config, workdir: Path) -> dict[str, Any]:
         "parameters": count_parameters(step.abstract["model"], plan.vocab_size),
         **loop.last,
     }
-    runs.write_json(workdir / "summary.json", summary)
+    if first:
+        runs.write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -162,7 +181,7 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, step: St
     """Weights of another run (`DIR` or `DIR@STEP`) for a new one. Raises BadInput if tokens, names or shapes differ."""
     source = settings.model.initialize_from
     directory, _, saved = source.partition("@")
-    other = runs.load_run(directory, saved or "latest")
+    other = runs.load_run(directory, saved or "latest", mesh=step.rows.mesh)
     if entries(other.tokenizer.tokenizer) != entries(tokenizer.tokenizer):
         folder = Path(settings.corpus.directory) / "tokenizer"
         raise BadInput(
@@ -180,6 +199,7 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, step: St
                 f"model.initialize_from: {name.removesuffix('/value')} is {theirs} in {source}, {ours} in this recipe; "
                 "give the model the sizes of the one that it starts from"
             )
+
     leaves = map(jax.device_put, jax.tree.leaves(other.model), jax.tree.leaves(step.shardings["model"]))
     return jax.tree.unflatten(jax.tree.structure(step.abstract["model"]), leaves)
 
@@ -207,9 +227,11 @@ class _Loop:
         settings, previous = self.settings, None
         self.clock = time.perf_counter()
         for step in range(start, self.plan.steps):
+            progress.enter("data", step)
             before = time.perf_counter()
             batch = sharding.put_batch(next(batches), place)
             self.waited += time.perf_counter() - before
+            progress.enter("step", step)
             state, told = updates[batch["input_ids_BT"].shape](state, batch)
             if previous is not None:
                 self._account(*previous)
@@ -219,7 +241,9 @@ class _Loop:
             if evaluate or save:
                 self._account(*previous)
                 previous, paused = None, time.perf_counter()
+                progress.enter("evaluate", done)
                 held_out = self._held_out(done, state["model"]) if evaluate else None
+                progress.enter("save", done)
                 if save:
                     self.saves.save(done, state, {"step": done, **self.memory}, held_out)
                 self.clock += time.perf_counter() - paused  # tokens/s are of training alone
@@ -300,6 +324,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--explain-sharding", action="store_true", help="how the mesh splits parameters; trains nothing"
     )
+    distributed.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
     if known.explain_sharding:
@@ -309,7 +334,11 @@ def main(argv: list[str]) -> None:
         return
     if known.workdir is None:
         parser.error("--workdir is required: the directory of the run")
-    train(settings, Path(known.workdir))
+    workdir, place = Path(known.workdir), distributed.find_place(known)
+    with distributed.joined(place, settings, workdir, known.start_timeout) as end:
+        process, processes = (place.process, place.processes) if place else (0, 1)
+        with progress.watched(workdir, process, processes, settings.limits, end):
+            train(settings, workdir)
 
 
 if __name__ == "__main__":

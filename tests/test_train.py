@@ -233,6 +233,18 @@ def test_a_new_run_starts_from_the_weights_of_another_at_another_row_length(
     assert records(tmp_path / "run", "train")[0]["loss"] < records(tiny_run, "train")[1]["loss"]
 
 
+@pytest.mark.slow
+def test_weights_of_another_run_are_split_over_several_devices(
+    tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
+) -> None:
+    settings = change(tiny_corpus, model={"initialize_from": str(tiny_run)}, train={"log_every": 1, "steps": 1})
+    train.train(settings, tmp_path / "one")
+    done = start(change(settings, sharding={"data": 1, "fsdp": 2}), tmp_path / "two", JAX_NUM_CPU_DEVICES="2")
+    assert done.wait() == 0
+    one, two = ([r["loss"] for r in records(tmp_path / place, "train")] for place in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
 def test_weights_of_other_sizes_are_refused_by_name(tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path) -> None:
     settings = change(tiny_corpus, model={"initialize_from": str(tiny_run), "feed_forward_size": 48})
     with pytest.raises(BadInput, match=r"encoder/blocks/down_FD is \(2, 64, 32\) in .*, \(2, 48, 32\)"):
