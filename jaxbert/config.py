@@ -140,6 +140,7 @@ class Data:
 
     row_length: int = 128  # tokens
     pack: bool | None = None  # several documents share a row; None: where the encoder can
+    stage: str = ""  # a directory on this host's own disk: rows are copied there before step 1; empty: read in place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,12 +252,21 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class Override:
+    """Which axes of the mesh split some parameters, in place of what their letters say (sharding.LETTERS)."""
+
+    parameter: str  # its name or the end of its path, * and ? as in a shell: "word_VD", "blocks/*/bias_D"
+    axes: tuple[str, ...]  # of each letter of the name in turn: "fsdp", "tensor" or "" (whole); ("", "fsdp") of VD
+
+
+@dataclasses.dataclass(frozen=True)
 class Sharding:
-    """The mesh. -1: what is left of the devices."""
+    """The mesh. -1: what is left of the devices. Several TPU slices divide `data`."""
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    overrides: tuple[Override, ...] = ()  # the first that fits a parameter counts; only in a recipe file
 
 
 @dataclasses.dataclass(frozen=True)

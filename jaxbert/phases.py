@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxbert import config
+from jaxbert.data import staging
 from jaxbert.data.source import Feed, Rows
 from jaxbert.errors import BadInput
 from jaxbert.prepare import ensure_rows
@@ -53,12 +54,18 @@ class Plan:
 
 
 def open_feeds(settings: config.Config) -> list[Feed]:
-    """The rows of every phase of a resolved recipe, in their order; made now if missing. Raises BadInput."""
+    """The rows of every phase of a resolved recipe, in their order; made, and copied to `data.stage`, where missing.
+
+    Raises BadInput.
+    """
     directory, pack, seed = Path(settings.corpus.directory), bool(settings.data.pack), settings.train.data_seed
-    return [
-        Feed(ensure_rows(directory, phase.row_length, pack, phase.weights, field), phase.batch_size, seed)
-        for field, phase in config.phases(settings)
-    ]
+    feeds = []
+    for field, phase in config.phases(settings):
+        folder = ensure_rows(directory, phase.row_length, pack, phase.weights, field)
+        if settings.data.stage:
+            folder = staging.stage(folder, Path(settings.data.stage))
+        feeds.append(Feed(folder, phase.batch_size, seed))
+    return feeds
 
 
 def make_plan(settings: config.Config, feeds: list[Feed], vocab_size: int) -> Plan:

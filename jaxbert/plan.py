@@ -6,6 +6,7 @@ static cycles, --json=FILE writes everything. Nothing runs on a device: memory a
 estimates.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,9 +22,10 @@ from typing import Any
 
 import jax
 
-from jaxbert import chips, collectives, config, cycles, objectives, program, recipe_files, sharding, step
+from jaxbert import chips, collectives, config, cycles, objectives, optim, program, recipe_files, sharding, step
 from jaxbert.data.source import AHEAD
 from jaxbert.errors import BadInput, run
+from jaxbert.models.embeddings import padded
 from jaxbert.ops.attention import pallas_tpu
 from jaxbert.ops.attention.tiles import of_chip
 from jaxbert.ops.attention.visits import UNIT
@@ -82,6 +84,31 @@ class Attempt:
     def exchanges(self) -> list[collectives.Collective]:
         """What its devices send each other."""
         return collectives.collectives(self.parsed, self.mesh)
+
+    @property
+    def least(self) -> dict[tuple[str, tuple[str, ...]], float]:
+        """The least bytes that a device sends in a step for its parameters and gradients, by (kind, axes)."""
+        train = self.settings.train
+        elements = self.memory.parameters / 4 * self.mesh["fsdp"]
+        compute = 2 if train.dtype == "bfloat16" else 4
+        again = self.settings.model.rematerialize == "full"
+        ideal = collectives.ideal(
+            elements, self.mesh, compute_bytes=compute, gradient_bytes=compute, rematerialized=again
+        )
+        # Every part gathers parameters and scatters its gradients; what data adds up, it adds up once.
+        return {key: size * (1 if key[1] == ("data",) else train.accumulate) for key, size in ideal.items()}
+
+    @property
+    def whole_logits(self) -> list[str]:
+        """What holds the logits of the whole vocabulary for all predicted tokens of a device's rows: op names.
+
+        Where `tensor` splits the vocabulary there must be nothing: somebody would have gathered them.
+        """
+        shapes = objective_of(self.settings).batch_shapes(self.micro_batch, self.row_length, one_document=False)
+        words = padded(self.settings.tokenizer.vocab_size)
+        size = words * math.prod(shapes["positions_BP"].shape)
+        holds = lambda i: any(words in array.dims and math.prod(array.dims) == size for array in i.shapes)  # noqa: E731
+        return [f"{i.name} {i.op_name}" for _, i, _ in self.parsed.everything() if holds(i)]
 
     @functools.cached_property
     def costs(self) -> "Costs":
@@ -212,6 +239,34 @@ def run_steps(settings: config.Config) -> int | None:
     return train.steps
 
 
+def explain_sharding(settings: config.Config) -> list[str]:
+    """What a resolved recipe's mesh makes of every parameter, as lines: shape, axes that split it, bytes a device.
+
+    From the recipe alone. Without a -1 the mesh may be larger than the machine; with one, its devices are counted.
+    Raises BadInput for a mesh that fits neither the batches nor the model.
+    """
+    asked = (settings.sharding.data, settings.sharding.fsdp, settings.sharding.tensor)
+    sizes = sharding.mesh_sizes(settings.sharding, jax.device_count() if min(asked) < 1 else math.prod(asked))
+    for field, phase in config.phases(settings):
+        field = field.replace("data.row_length", "train.batch_size").replace("row_length", "batch_size")
+        sharding.check_rows(sizes, phase.batch_size // settings.train.accumulate, field)
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    objective = objective_of(settings)
+    optimizer = optim.make_optimizer(settings.optimizer, objective.vocab_size)
+    state = jax.eval_shape(lambda: step.initial_state(objective, optimizer, jax.random.key(0)))
+    sharding.check_model(settings.model, state["model"], sizes)
+    lines, whole, local = sharding.explain(state["model"], mesh, settings.sharding.overrides)
+    _, moments, of_moments = sharding.explain(state["optimizer"], mesh, settings.sharding.overrides)
+    shape = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
+    return [
+        f"{settings.model.name} on {math.prod(sizes.values())} devices ({shape})",
+        *lines,
+        f"parameters  {local:>16,} bytes a device of {whole:,}",
+        f"optimizer   {of_moments:>16,} bytes a device of {moments:,}",
+        f"together    {local + of_moments:>16,} bytes a device of {whole + moments:,}",
+    ]
+
+
 def kept_for_backward(objective: Any, model: Any, batch: dict[str, Any]) -> int:
     """Bytes that the backward pass of a batch reads besides parameters, on all devices together, from shapes alone.
 
@@ -299,10 +354,10 @@ def _seconds(value: float) -> str:
 
 
 def host_memory(tried: Attempt) -> tuple[int, int]:
-    """Bytes of a host: (batches made ahead, each the whole global one; its devices' part of a state being saved)."""
+    """Bytes of a host, at most: (its devices' rows of the batches made ahead; their part of a state being saved)."""
     shards, devices = tried.mesh["data"] * tried.mesh["fsdp"], math.prod(tried.mesh.values())
-    state = tried.memory.parameters + tried.memory.optimizer
-    return AHEAD * tried.memory.batch * shards, min(devices, tried.chip.devices_a_host) * state
+    state, own = tried.memory.parameters + tried.memory.optimizer, tried.chip.devices_a_host
+    return AHEAD * tried.memory.batch * min(shards, own), min(devices, own) * state
 
 
 # --- what is told ---
@@ -380,14 +435,8 @@ def exchange_lines(tried: Attempt) -> Iterator[str]:
     found = tried.exchanges
     if not found:
         return
-    elements = tried.memory.parameters / 4 * tried.mesh["fsdp"]
-    compute = 2 if tried.settings.train.dtype == "bfloat16" else 4
-    again = tried.settings.model.rematerialize == "full"
-    parts = tried.settings.train.accumulate
-    ideal = collectives.ideal(elements, tried.mesh, compute_bytes=compute, gradient_bytes=compute, rematerialized=again)
-    # Every part gathers parameters and scatters its gradients; what data adds up, it adds up once.
-    ideal = {key: size * (1 if key[1] == ("data",) else parts) for key, size in ideal.items()}
-    sent, least = sum(c.bytes * c.executions for c in found), sum(ideal.values())
+    ideal = tried.least
+    sent, least = tried.costs.link_bytes, sum(ideal.values())
     ratio = f", {sent / least:.2f} × the least for parameters and gradients" if least else ""
     yield f"sent to other devices, a device and step: {sent:.4g} bytes{ratio}"
     for (kind, axes), size in sorted(collectives.totals(found).items(), key=lambda item: -item[1]):
@@ -415,9 +464,10 @@ def search(planner: Planner) -> Iterator[str]:
     if asked.fits:
         return
     yield "what to change, the best estimate first:" if fitting else "what to change: no micro-batch fits this mesh"
-    whole = config.Sharding(data=1, fsdp=-1)
-    if asked.mesh["fsdp"] < len(planner.devices) and (found := planner.largest(POLICIES[-1], whole)):
-        fitting.append(found)
+    whole = dataclasses.replace(planner.settings.sharding, data=1, fsdp=-1, tensor=1)
+    with contextlib.suppress(BadInput):  # neither rows nor widths need divide among all devices
+        if asked.mesh["fsdp"] < len(planner.devices) and (found := planner.largest(POLICIES[-1], whole)):
+            fitting.append(found)
     for found in sorted(fitting, key=lambda f: f.costs.high):
         yield f"  {found.flags}"
 
@@ -431,7 +481,8 @@ def meshes(settings: config.Config, devices: int) -> list[config.Sharding]:
             continue
         rest, fsdp = devices // tensor, 1
         while fsdp <= rest:
-            found.append(config.Sharding(rest // fsdp, fsdp, tensor))
+            mesh: dict[str, Any] = {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
+            found.append(dataclasses.replace(settings.sharding, **mesh))
             fsdp = rest if fsdp < rest < fsdp * 4 else fsdp * 4
     return found
 
@@ -473,6 +524,8 @@ def record(tried: Attempt) -> dict[str, Any]:
     }
     if tried.compiled:
         found["costs"] = {**dataclasses.asdict(tried.costs), "low": tried.costs.low, "high": tried.costs.high}
+        found["least_link_bytes"] = sum(tried.least.values())
+        found["whole_logits"] = tried.whole_logits
     return found
 
 

@@ -168,6 +168,13 @@ def validate(config: Config) -> None:
     _check_sources(config.corpus)
     if config.tokenizer.kind == "folder" and not config.tokenizer.folder:
         raise BadInput("tokenizer.folder: empty; kind 'folder' needs the path of an existing tokenizer")
+    for i, override in enumerate(config.sharding.overrides):
+        named = [axis for axis in override.axes if axis]
+        if set(named) - {"fsdp", "tensor"} or len(set(named)) < len(named):
+            raise BadInput(
+                f'sharding.overrides[{i}].axes: {override.axes}; give fsdp, tensor or "" (whole) for each letter '
+                "of the parameter's name, each axis once"
+            )
     _check_phases(resolve(config).train)
 
 

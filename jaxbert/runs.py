@@ -30,6 +30,7 @@ from jaxbert.errors import BadInput
 MAY_CHANGE = (
     "corpus.input",
     "corpus.workers",
+    "data.stage",
     "sharding.",
     "train.log_every",
     "train.bad_step",

@@ -4,32 +4,35 @@ A parameter's name ends in its axes (`query_DNH`); a stacked layer's array has o
 which mesh axis splits which letter, so a new encoder is sharded by naming its parameters.
 """
 
+import difflib
+import fnmatch
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxbert.config import Sharding
+from jaxbert.config import Override, Sharding
 from jaxbert.errors import BadInput
+
+AnyMesh = Mesh | AbstractMesh
 
 LETTERS = {"N": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(
-    sharding: Sharding, batch_rows: int, field: str = "train.batch_size", devices: Sequence[Any] | None = None
-) -> Mesh:
-    """A mesh over `devices` (None: all there are); one axis may be -1 and takes what the others leave.
+def mesh_sizes(sharding: Sharding, count: int, slices: int = 1) -> dict[str, int]:
+    """Axis → devices of a mesh over `count` devices, in the order of its axes; an axis of -1 takes what others leave.
 
-    `batch_rows`: rows that one forward pass holds, which data × fsdp must divide; `field`: of the recipe, that gives
-    them. Raises BadInput otherwise.
+    Raises BadInput where they do not fit, or where TPU `slices`, between which the network is slow, do not divide data.
     """
-    devices = jax.devices() if devices is None else devices
     sizes = {"data": sharding.data, "fsdp": sharding.fsdp, "tensor": sharding.tensor}
-    count, free = len(devices), [axis for axis, size in sizes.items() if size == -1]
+    free = [axis for axis, size in sizes.items() if size == -1]
     if any(size < 1 and size != -1 for size in sizes.values()) or len(free) > 1:
         raise BadInput(f"sharding: {sizes}; every axis is 1 or more, and at most one is -1 (the rest of the devices)")
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -37,18 +40,67 @@ def make_mesh(
         raise BadInput(f"sharding: {sizes} does not fit {count} devices; the product must be {count}, or leave one -1")
     for axis in free:
         sizes[axis] = count // fixed
-    if batch_rows % (sizes["data"] * sizes["fsdp"]):
+    if sizes["data"] % slices:
+        raise BadInput(
+            f"sharding.data: {sizes['data']} does not divide among {slices} TPU slices; choose a multiple of {slices}: "
+            "parameters are gathered and heads are split within a slice alone"
+        )
+    return sizes
+
+
+def check_rows(sizes: Mapping[str, int], batch_rows: int, field: str = "train.batch_size") -> None:
+    """Raises BadInput unless data × fsdp divide the rows that one forward pass holds; `field` gives them."""
+    shards = sizes["data"] * sizes["fsdp"]
+    if batch_rows % shards:
         raise BadInput(
             f"{field}: {batch_rows} rows (batch_size / accumulate) do not divide among "
-            f"{sizes['data'] * sizes['fsdp']} devices (sharding.data × sharding.fsdp); choose a multiple"
+            f"{shards} devices (sharding.data × sharding.fsdp); choose a multiple"
         )
+
+
+def make_mesh(
+    sharding: Sharding, batch_rows: int, field: str = "train.batch_size", devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over `devices` (None: all there are) for batches that hold `batch_rows` at once, which `field` gives.
+
+    Devices of several TPU slices: each slice holds a part of `data`. Raises BadInput as `mesh_sizes` and `check_rows`.
+    """
+    devices = jax.devices() if devices is None else devices
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    sizes = mesh_sizes(sharding, len(devices), len(slices))
+    check_rows(sizes, batch_rows, field)
     types = (AxisType.Auto,) * 3
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+    if len(slices) == 1:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+    inside = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
+    placed = mesh_utils.create_hybrid_device_mesh(inside, (len(slices), 1, 1), devices)
+    return Mesh(placed, tuple(sizes), axis_types=types)
+
+
+def check_model(config: Any, model: Any, sizes: Mapping[str, int]) -> None:
+    """Raises BadInput for a model, its fields and its abstract arrays, with heads, widths or words that do not divide.
+
+    Else an axis would split nothing there, and each device would hold, and compute, the whole.
+    """
+    for field, axis in (("num_heads", "tensor"), ("feed_forward_size", "tensor"), ("hidden_size", "fsdp")):
+        size = getattr(config, field, None)
+        if size and size % sizes[axis]:
+            raise BadInput(
+                f"model.{field}: {size} do not divide among sharding.{axis} {sizes[axis]}; choose a divisor of them"
+            )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        letters = parameter_name(path).rpartition("_")[2]
+        words = leaf.shape[letters.index("V") - len(letters)] if "V" in letters else 0
+        if words % sizes["tensor"]:
+            raise BadInput(
+                f"sharding.tensor: {sizes['tensor']} does not divide the {words} rows of the word table (a multiple of "
+                "128); choose a power of two"
+            )
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:
     """The attribute's name of a leaf ("query_DNH"), from its tree path; NNX adds `.value` behind it."""
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value").rpartition("/")[2]
+    return _path(path).rpartition("/")[2]
 
 
 def letters_of(path: tuple[Any, ...]) -> str:
@@ -68,12 +120,24 @@ def elements(path: tuple[Any, ...], shape: tuple[int, ...], vocab_size: int) -> 
     return math.prod(shape) // padded * (vocab_size if "V" in letters else 1)
 
 
-def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _path(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
+def _fits(path: str, override: Override) -> bool:
+    return fnmatch.fnmatchcase(path, override.parameter) or fnmatch.fnmatchcase(path, f"*/{override.parameter}")
+
+
+def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: AnyMesh, overrides: Sequence[Override]) -> PartitionSpec:
     letters = letters_of(path)
     stacked = len(shape) - len(letters)
     if not letters.isupper() or stacked not in (0, 1):
         return PartitionSpec()  # counters and other scalars of the state
     axes: list[str | None] = [None] * stacked
+    for i, override in enumerate(overrides):
+        if _fits(_path(path), override):
+            _check_override(f"sharding.overrides[{i}].axes", override, _path(path), shape[stacked:], mesh)
+            return PartitionSpec(*axes, *(axis or None for axis in override.axes))
     for letter, size in zip(letters, shape[stacked:], strict=True):
         axis = LETTERS.get(letter)
         # An axis splits once, and only evenly: a size that does not divide stays whole on every device.
@@ -81,9 +145,48 @@ def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> Partitio
     return PartitionSpec(*axes)
 
 
-def shard_by_name(tree: Any, mesh: Mesh) -> Any:
-    """NamedShardings of the shape of `tree` (arrays or ShapeDtypeStructs), by the letters of each leaf's name."""
-    return jax.tree_util.tree_map_with_path(lambda p, x: NamedSharding(mesh, _spec(p, x.shape, mesh)), tree)
+def _check_override(field: str, override: Override, path: str, shape: tuple[int, ...], mesh: AnyMesh) -> None:
+    if len(override.axes) != len(shape):
+        raise BadInput(f"{field}: {override.axes}, but {path} is {shape}; give one for each of its letters")
+    for axis, size in zip(override.axes, shape, strict=True):
+        if axis and size % mesh.shape[axis]:
+            raise BadInput(f"{field}: {path} is {shape}, and sharding.{axis} {mesh.shape[axis]} does not divide {size}")
+
+
+def shard_by_name(tree: Any, mesh: AnyMesh, overrides: Sequence[Override] = ()) -> Any:
+    """NamedShardings of the shape of `tree` (arrays or ShapeDtypeStructs), by the letters of each leaf's name.
+
+    The first of `overrides` that fits a leaf's path counts in their place, for the optimizer's moments as well. Raises
+    BadInput for one that fits no leaf, or whose axes do not fit one.
+    """
+    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    for i, override in enumerate(overrides):
+        if not any(_fits(path, override) for path in paths):
+            names = sorted({path.rpartition("/")[2] for path in paths})
+            near = difflib.get_close_matches(override.parameter.rpartition("/")[2], names, 3, 0.0)
+            raise BadInput(
+                f"sharding.overrides[{i}].parameter: {override.parameter!r} fits no parameter; there are, for example, "
+                f"{', '.join(near)}; --explain-sharding lists them"
+            )
+    return jax.tree_util.tree_map_with_path(lambda p, x: NamedSharding(mesh, _spec(p, x.shape, mesh, overrides)), tree)
+
+
+def explain(tree: Any, mesh: AnyMesh, overrides: Sequence[Override] = ()) -> tuple[list[str], int, int]:
+    """A line for each leaf of `tree` (name, shape, axes that split it, bytes a device); bytes of all, and a device's.
+
+    `mesh` may be abstract: nothing is placed anywhere.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    places = jax.tree.leaves(shard_by_name(tree, mesh, overrides))
+    rows, whole, local = [("parameter", "shape", "split by", "bytes a device")], 0, 0
+    for (path, leaf), place in zip(leaves, places, strict=True):
+        part = math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        whole, local = whole + leaf.size * leaf.dtype.itemsize, local + part
+        axes = " × ".join(axis or "·" for axis in place.spec)
+        rows.append((_path(path), " × ".join(map(str, leaf.shape)), axes, f"{part:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
+    return lines, whole, local
 
 
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
@@ -111,20 +214,64 @@ def split_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
-def split_widths(x: jax.Array) -> jax.Array:
-    """Rows of a table (B, …, D) with B split over data and D over fsdp, as the table is, then their rows as
-    `split_rows` has them; the values stay as they are.
+def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """The table's rows of some ids, (V, D) and (B, T) integers → (B, T, D), with B split over data and D over fsdp.
 
-    So looking tokens up, and adding their gradients up, needs no device to hold the table: what is sent are B × T rows
-    instead of V.
+    That is how the table lies, so that no device needs to hold it: what is sent, when `split_rows` then has the rows,
+    and for their gradients, are B × T of them in place of V.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not local_axes(x.shape[0], BATCH_AXES) or x.shape[-1] % mesh.shape["fsdp"]:
-        return split_rows(x)
-    place = PartitionSpec("data", *[None] * (x.ndim - 2), "fsdp")
-    return split_rows(jax.lax.with_sharding_constraint(x, place))
+    if not local_axes(ids_BT.shape[0], BATCH_AXES) or table_VD.shape[1] % mesh.shape["fsdp"]:
+        return jnp.take(table_VD, ids_BT, axis=0)
+    # The ids as well: else the compiler splits the look-up itself, and gathers what it looked up.
+    ids_BT = jax.lax.with_sharding_constraint(ids_BT, PartitionSpec("data"))
+    rows_BTD = jnp.take(table_VD, ids_BT, axis=0)
+    return jax.lax.with_sharding_constraint(rows_BTD, PartitionSpec("data", None, "fsdp"))
 
 
-def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """A host batch on the devices, asynchronously."""
-    return {name: jax.device_put(array, sharding) for name, array in batch.items()}
+def own_rows(place: NamedSharding, parts: int, rows: int) -> np.ndarray:
+    """Which of a batch's rows, (parts × rows,) in the order of `step.in_parts`, the devices of this process hold.
+
+    `place`: of its arrays, (parts, rows / parts, …). Part by part and ascending, int64.
+    """
+    mine, blocks = _own_blocks(place)
+    size = rows // parts // blocks
+    of_part = (np.array(mine)[:, None] * size + np.arange(size)).reshape(-1)
+    return (np.arange(parts)[:, None] * (rows // parts) + of_part).reshape(-1)
+
+
+def _own_blocks(place: NamedSharding) -> tuple[list[int], int]:
+    """The equal blocks of a part's rows that the devices of this process hold, ascending, and how many there are."""
+    blocks = math.prod(place.mesh.shape[axis] for axis in BATCH_AXES)
+    indices = place.addressable_devices_indices_map((1, blocks)).values()
+    return sorted({index[1].indices(blocks)[0] for index in indices if index}), blocks
+
+
+def batch_shapes(batch: dict[str, np.ndarray], place: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global arrays of a batch of which this process has its own rows, (parts, rows, …)."""
+    mine, blocks = _own_blocks(place)
+    return {
+        name: jax.ShapeDtypeStruct((len(x), x.shape[1] // len(mine) * blocks, *x.shape[2:]), x.dtype)
+        for name, x in batch.items()
+    }
+
+
+def put_batch(batch: dict[str, np.ndarray], place: NamedSharding) -> dict[str, jax.Array]:
+    """This process's rows of a batch, (parts, rows, …), on its devices, as its part of the global arrays.
+
+    Asynchronous. Where one process has all devices these are the whole arrays.
+    """
+    mine, blocks = _own_blocks(place)
+    if len(mine) == blocks:
+        return {name: jax.device_put(array, place) for name, array in batch.items()}
+    shapes = batch_shapes(batch, place)
+
+    def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        size = array.shape[1] // len(mine)
+        at = mine.index((index[1].start or 0) // size) * size
+        return array[:, at : at + size]
+
+    return {
+        name: jax.make_array_from_callback(shapes[name].shape, place, functools.partial(part, array))
+        for name, array in batch.items()
+    }

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbert import config, optim, sharding
-from jaxbert.errors import BadInput
 
 State = dict[str, Any]  # model, optimizer, counters
 
@@ -72,6 +71,7 @@ def make_update(
         moved = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), model, direction)
 
         mean = counters["mean_norm"]
+        new_mean = jnp.where(mean == 0, norm, 0.98 * mean + 0.02 * norm).astype(mean.dtype)  # float32 in any precision
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         if train.spike:
             good &= (mean == 0) | (norm <= train.spike * mean)
@@ -84,7 +84,7 @@ def make_update(
                 "step": counters["step"] + 1,
                 "skipped_in_a_row": (counters["skipped_in_a_row"] + bad) * bad,
                 "skipped": counters["skipped"] + bad,
-                "mean_norm": jnp.where(good, jnp.where(mean == 0, norm, 0.98 * mean + 0.02 * norm), mean),
+                "mean_norm": jnp.where(good, new_mean, mean),
             },
         }
         means = {name: value / count for name, value in sums.items()}
@@ -114,19 +114,15 @@ class Step:
 def make_step(settings: config.Config, objective: Any, steps: int, mesh: jax.sharding.Mesh) -> Step:
     """The step of a resolved recipe for a run of `steps`; to be called, and compiled, under `jax.set_mesh(mesh)`.
 
-    Raises BadInput for a schedule that the run is too short for, and for heads that `tensor` does not divide.
+    Raises BadInput for a schedule that the run is too short for, and for a mesh that does not divide the model.
     """
-    heads, tensor = getattr(settings.model, "num_heads", None), mesh.shape["tensor"]
-    if heads and heads % tensor:
-        raise BadInput(
-            f"model.num_heads: {heads} do not divide among sharding.tensor {tensor}; choose a divisor of them"
-        )
     optimizer = optim.make_optimizer(settings.optimizer, objective.vocab_size)
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, steps)
     init = functools.partial(initial_state, objective, optimizer)
     # Nothing here may compute: the mesh's devices need not be attached.
     abstract = jax.eval_shape(lambda: init(jax.random.key(0)))
-    shardings = sharding.shard_by_name(abstract, mesh)
+    sharding.check_model(settings.model, abstract["model"], mesh.shape)
+    shardings = sharding.shard_by_name(abstract, mesh, settings.sharding.overrides)
     rows = sharding.batch_sharding(mesh, leading=1)
     update = jax.jit(
         make_update(objective, optimizer, schedule, settings),

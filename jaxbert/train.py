@@ -110,8 +110,9 @@ def train(
     corpus_directory = Path(settings.corpus.directory)
     corpus = load_corpus(corpus_directory)
     _check_fits(settings, corpus)
-    seed = settings.train.data_seed
+    seed, accumulate = settings.train.data_seed, settings.train.accumulate
     mesh = _make_mesh(settings)
+    place = sharding.batch_sharding(mesh, leading=1)
     validation = Validation.open(corpus_directory / "validation")
     tokenizer = TextTokenizer.load(corpus_directory / "tokenizer")
     plan = phases.make_plan(settings, phases.open_feeds(settings), tokenizer.vocab_size)
@@ -122,8 +123,8 @@ def train(
     objective = objectives.for_tokenizer(settings, tokenizer)
 
     def make_batch(rows: Rows, epoch_B: np.ndarray, row_B: np.ndarray) -> dict[str, np.ndarray]:
-        batch = objective.make_batch(rows, epoch_B, row_B, seed)
-        return in_parts(batch, settings.train.accumulate)
+        own_B = sharding.own_rows(place, accumulate, len(row_B))  # of a batch, a process makes what its devices read
+        return in_parts(objective.make_batch(rows, epoch_B[own_B], row_B[own_B], seed), accumulate)
 
     first = jax.process_index() == 0  # the one process that writes and speaks
     spent = goodput.Account(workdir / "goodput.json" if first else None, began)
@@ -136,8 +137,9 @@ def train(
         compiled: dict[tuple[int, ...], Any] = {}  # by the shape of a batch's rows
         for part in plan.stretches:
             for batch in itertools.starmap(make_batch, part.feed.first_of_each_bucket()):
-                if (shape := batch["input_ids_BT"].shape) not in compiled:
-                    compiled[shape] = step.compile(batch)
+                shapes = sharding.batch_shapes(batch, place)
+                if (shape := shapes["input_ids_BT"].shape) not in compiled:
+                    compiled[shape] = step.compile(shapes)
         distributed.meet("compiled")
         spent.enter("restore")
         restored = saves.restore_newest(checkpoint.abstract_with_shardings(step.abstract, step.shardings))
@@ -372,11 +374,21 @@ def main(argv: list[str]) -> None:
     """The command; see the module's docstring."""
     parser = recipe_files.command_parser("python -m jaxbert.train", __doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
-    parser.add_argument("--workdir", required=True, metavar="DIR")
+    parser.add_argument("--workdir", metavar="DIR")
+    parser.add_argument(
+        "--explain-sharding", action="store_true", help="how the mesh splits parameters; trains nothing"
+    )
     parser.add_argument("--profile", metavar="START:STOP", help="trace the steps after START until STOP")
     distributed.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
     settings = config.resolve(recipe_files.load(known.config, overrides))
+    if known.explain_sharding:
+        from jaxbert.plan import explain_sharding  # with compilers' topologies and Pallas, which training may not need
+
+        print(*explain_sharding(settings), sep="\n")
+        return
+    if known.workdir is None:
+        parser.error("--workdir is required: the directory of the run")
     profile = profiling.parse(known.profile) if known.profile else range(0)
     workdir, place = Path(known.workdir), distributed.find_place(known)
     with distributed.joined(place, settings, workdir, known.start_timeout) as end:

@@ -196,3 +196,26 @@ def test_a_cell_of_the_compile_matrix_holds_what_its_row_shows(monkeypatch: pyte
     assert found["fits"] and found["costs"]["flops"] <= 1.05 * found["costs"]["model_flops"]
     assert 0 < found["static"]["share_of_peak"] < 1
     assert compile_matrix.row({"recipe": "bert_base", "chip": "v5e"}, found).count("|") == 8
+
+
+@pytest.mark.slow
+def test_tensor_splits_the_logits_and_adds_up_once_a_sublayer(recipe: str) -> None:
+    asked = planner(recipe, "v5e:2x2", "--config.model.num_layers=3")
+    whole, split = asked.attempt(config.Sharding(4, 1, 1)), asked.attempt(config.Sharding(2, 1, 2))
+    assert whole.whole_logits and not split.whole_logits
+    sums = [c for c in split.exchanges if c.kind == "all-reduce" and c.axes == ("tensor",) and "while" in c.op_name]
+    states = 32 * 64 * 128 * 2  # bytes of a device's rows, tokens and widths in bfloat16
+    # Attention and feed-forward, forward and backward; of two devices each sends an array's bytes once.
+    assert [(c.bytes, c.executions) for c in sums if c.bytes >= states] == [(states, 2)] * 4
+
+
+@pytest.mark.slow
+def test_a_step_on_two_slices_sends_only_gradients_from_slice_to_slice(recipe: str) -> None:
+    from tests.test_sharding import two_slices
+
+    asked = planner(recipe, "v5e:2x2")
+    asked.devices = two_slices()
+    tried = asked.attempt(config.Sharding(-1, 2, 1))
+    assert tried.fits and tried.mesh == {"data": 4, "fsdp": 2, "tensor": 1}
+    between = [line for line in tried.compiled.as_text().splitlines() if "_xla_host_transfer_rendezvous" in line]
+    assert between and all("all-reduce" in line or "reduce-scatter" in line for line in between)

@@ -112,13 +112,19 @@ class Block(nnx.Module):
         """(B, T, D) → (B, T, D), with `positions_BP` only these positions, (B, P, D); `key` None: deterministic."""
         config, k_segment_ids_BS = self.config, batch["segment_ids_BT"]
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
-        k_BSNH = layers.project(x_BTD, self.key_DNH, self.key_bias_NH)
-        v_BSNH = layers.project(x_BTD, self.value_DNH, self.value_bias_NH)
+        to_q, to_k, to_v = (
+            (self.query_DNH, self.query_bias_NH),
+            (self.key_DNH, self.key_bias_NH),
+            (self.value_DNH, self.value_bias_NH),
+        )
         q_segment_ids_BT = k_segment_ids_BS
-        if positions_BP is not None:  # keys and values come from everywhere, all the rest from these rows: T is now P
+        if positions_BP is None:
+            q_BTNH, k_BSNH, v_BSNH = layers.project_each(x_BTD, to_q, to_k, to_v)
+        else:  # keys and values come from everywhere, all the rest from these rows: T is now P
+            k_BSNH, v_BSNH = layers.project_each(x_BTD, to_k, to_v)
             x_BTD = layers.take_positions(x_BTD, positions_BP)
             q_segment_ids_BT = jnp.take_along_axis(k_segment_ids_BS, positions_BP, axis=1)
-        q_BTNH = layers.project(x_BTD, self.query_DNH, self.query_bias_NH)
+            q_BTNH = layers.project(x_BTD, *to_q)
         a_BTNH = dot_product_attention(
             q_BTNH,
             k_BSNH,

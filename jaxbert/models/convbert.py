@@ -127,19 +127,25 @@ class Block(nnx.Module):
         """
         config, k_segment_ids_BS, visible_BTK = self.config, batch["segment_ids_BT"], batch["visible_BTK"]
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
-        k_BSNH = layers.project(x_BTD, self.key_DNH, self.key_bias_NH)
-        v_BSNH = layers.project(x_BTD, self.value_DNH, self.value_bias_NH)
-        u_BSNH = layers.project(x_BTD, self.local_DNH, self.local_bias_NH)
+        to_q, to_k, to_v, to_u = (
+            (self.query_DNH, self.query_bias_NH),
+            (self.key_DNH, self.key_bias_NH),
+            (self.value_DNH, self.value_bias_NH),
+            (self.local_DNH, self.local_bias_NH),
+        )
         near_BTD = depthwise(x_BTD, self.depthwise_KD[...], visible_BTK)
         q_segment_ids_BT = k_segment_ids_BS
         if config.mask_mode == "reference":  # padding attends to the document, and the next convolution reads padding
             q_segment_ids_BT = jnp.broadcast_to(k_segment_ids_BS[:, :1], k_segment_ids_BS.shape)
-        if positions_BP is not None:  # what others read comes from everywhere, the rest from these rows: T is now P
+        if positions_BP is None:
+            q_BTNH, k_BSNH, v_BSNH, u_BSNH = layers.project_each(x_BTD, to_q, to_k, to_v, to_u)
+        else:  # what others read comes from everywhere, the rest from these rows: T is now P
+            k_BSNH, v_BSNH, u_BSNH = layers.project_each(x_BTD, to_k, to_v, to_u)
             x_BTD, near_BTD, visible_BTK = (
                 layers.take_positions(x, positions_BP) for x in (x_BTD, near_BTD, visible_BTK)
             )
             q_segment_ids_BT = jnp.take_along_axis(q_segment_ids_BT, positions_BP, axis=1)
-        q_BTNH = layers.project(x_BTD, self.query_DNH, self.query_bias_NH)
+            q_BTNH = layers.project(x_BTD, *to_q)
         span_BTNH = layers.project(near_BTD, self.span_DNH, self.span_bias_NH)
         taps_BTNK = layers.project(span_BTNH * q_BTNH, self.taps_NHNK, self.taps_bias_NK, axes=2)
         taps_BTNK = jax.nn.softmax(taps_BTNK.astype(jnp.promote_types(x_BTD.dtype, jnp.float32)), axis=-1)

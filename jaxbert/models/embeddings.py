@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jaxbert.models import layers
-from jaxbert.sharding import split_widths
+from jaxbert.sharding import look_up, split_rows
 
 VOCABULARY_MULTIPLE = 128  # stored rows; the lanes of a TPU's matrix unit
 
@@ -42,13 +42,14 @@ class Embeddings(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
         """(B, T) integers of a batch → (B, T, D) in `dtype`. Without `token_type_ids_BT` every type is 0."""
-        x_BTD = split_widths(jnp.take(self.word_VD[...], batch["input_ids_BT"], axis=0))
-        x_BTD = x_BTD + jnp.take(self.position_TD[...], batch["position_ids_BT"], axis=0)
+        x_BTD = look_up(self.word_VD[...], batch["input_ids_BT"]) + look_up(
+            self.position_TD[...], batch["position_ids_BT"]
+        )
         if "token_type_ids_BT" in batch:
-            x_BTD = x_BTD + jnp.take(self.type_GD[...], batch["token_type_ids_BT"], axis=0)
+            x_BTD = x_BTD + look_up(self.type_GD[...], batch["token_type_ids_BT"])
         else:
             x_BTD = x_BTD + self.type_GD[0]
-        return x_BTD.astype(dtype)
+        return split_rows(x_BTD.astype(dtype))
 
 
 class WordEmbeddings(nnx.Module):
@@ -60,4 +61,4 @@ class WordEmbeddings(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
         """(B, T) integers of a batch → (B, T, D) in `dtype`."""
-        return split_widths(jnp.take(self.word_VD[...], batch["input_ids_BT"], axis=0)).astype(dtype)
+        return split_rows(look_up(self.word_VD[...], batch["input_ids_BT"]).astype(dtype))

@@ -187,13 +187,19 @@ class Block(nnx.Module):
         """(B, T, D) → (B, T, D), with `positions_BP` only these positions, (B, P, D); `key` None: deterministic."""
         gelu = layers.ACTIVATIONS[self.config.activation]
         h_BTD = self.norm(x_BTD)
-        v_BTF = self.gate_norm(gelu(layers.project(h_BTD, self.gate_DF, self.gate_bias_F)))
+        to_v, to_u = (self.gate_DF, self.gate_bias_F), (self.value_DF, self.value_bias_F)
+        if positions_BP is None:
+            v_BTF, u_BTF = layers.project_each(h_BTD, to_v, to_u)
+        else:
+            v_BTF = layers.project(h_BTD, *to_v)
         # Positions mix here; all that follows is each position's own, so T is P from here on if those are given.
-        v_BTF = layers.take_positions(self.spatial(v_BTF, batch), positions_BP)
+        v_BTF = layers.take_positions(self.spatial(self.gate_norm(gelu(v_BTF)), batch), positions_BP)
         if self.attention is not None:
             v_BTF = v_BTF + self.attention(h_BTD, batch, positions_BP)
-        x_BTD, h_BTD = (layers.take_positions(y_BTD, positions_BP) for y_BTD in (x_BTD, h_BTD))
-        u_BTF = gelu(layers.project(h_BTD, self.value_DF, self.value_bias_F))
+        if positions_BP is not None:
+            x_BTD, h_BTD = (layers.take_positions(y_BTD, positions_BP) for y_BTD in (x_BTD, h_BTD))
+            u_BTF = layers.project(h_BTD, *to_u)
+        u_BTF = gelu(u_BTF)
         y_BTD = layers.project(u_BTF * v_BTF, self.output_FD, self.output_bias_D)
         return x_BTD + dropout(y_BTD, self.config.hidden_dropout, key)
 

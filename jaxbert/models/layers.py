@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxbert.errors import BadInput
 from jaxbert.ops.platform import target
+from jaxbert.sharding import LETTERS, local_axes
 
 STATISTICS = "statistics"  # the name of row-wise sums: small, and kept under every rematerialisation policy but "full"
 MIXED = "mixed"  # the name of what mixes tokens and is no product (FFTs): kept as products are
@@ -98,6 +99,19 @@ def project(x: jax.Array, kernel: nnx.Param, bias: nnx.Param, *, axes: int = 1) 
     y = rows @ kernel[...].astype(x.dtype).reshape(rows.shape[1], -1)
     # The bias before the heads part: else a TPU copies (…, N · H) for whoever reads it as that again (kernels do).
     return (y + bias[...].astype(x.dtype).reshape(-1)).reshape(*x.shape[: x.ndim - axes], *outputs)
+
+
+def project_each(x_BTD: jax.Array, *parameters: tuple[nnx.Param, nnx.Param]) -> list[jax.Array]:
+    """`project` of one input with each (kernel, bias), all of one shape, (D, N, H) and (N, H) or (D, F) and (F,).
+
+    Where `tensor` splits N or F they are one product, so that a device adds up what its parts of all kernels send back
+    to the input before the devices add up theirs: one sum over `tensor`, where each product would have its own.
+    """
+    if not local_axes(parameters[0][0].shape[1], (LETTERS["N"],)):
+        return [project(x_BTD, kernel, bias) for kernel, bias in parameters]
+    kernels, biases = ([p[...].astype(x_BTD.dtype) for p in column] for column in zip(*parameters, strict=True))
+    y_BTGN = jnp.tensordot(x_BTD, jnp.stack(kernels, axis=1), axes=1) + jnp.stack(biases)
+    return [y_BTGN[:, :, part] for part in range(len(parameters))]
 
 
 class LayerNorm(nnx.Module):

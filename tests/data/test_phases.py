@@ -519,3 +519,12 @@ def test_a_batch_that_the_devices_cannot_share_is_named_with_its_phase(place, mo
     monkeypatch.setattr(train.jax, "make_mesh", lambda *_, **__: None)  # there are not so many
     with pytest.raises(BadInput, match=r"train\.phases\[1\]\.batch_size: 5 rows .* do not divide among 4 devices"):
         train._make_mesh(settings)
+
+
+def test_a_run_reads_its_staged_rows_and_they_are_the_corpus_own(tiny_corpus, tmp_path):
+    (plain,) = phases.open_feeds(tiny_corpus)
+    (staged,) = phases.open_feeds(change(tiny_corpus, data={"stage": str(tmp_path / "disk")}))
+    assert staged.folder.is_relative_to(tmp_path / "disk") and staged.folder.name == plain.folder.name
+    for (ours, *numbers), (theirs, *others) in ((feed.at(step) for feed in (staged, plain)) for step in (0, 7)):
+        assert all((a == b).all() for a, b in zip(numbers, others, strict=True))
+        assert all((a == b).all() for a, b in zip(ours[numbers[1]], theirs[others[1]], strict=True))

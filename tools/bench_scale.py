@@ -1,0 +1,237 @@
+"""What a pod would do, compiled, and what a run costs beside its steps, measured.
+
+    python tools/bench_scale.py compiled [--models bert_large] [--topologies v5e:16x16] [--meshes 16x16x1]
+    python tools/bench_scale.py running  [--rounds=3] [--json=FILE]
+
+`compiled`: the step of BERT-large and gMLP-large (rows of 512, 50,000 words, 4 rows at once on each device, in
+bfloat16, with the sizes' own dropout) for v5e:16x16 and v5p:4x4x4, which are not attached: bytes that a device sends
+over the least for its sharding as `jaxbert.plan` defines it, memory a device with fsdp 1, 4, 16 and 64, and whether
+logits of the whole vocabulary stand anywhere where tensor splits it. A cell is a process of its own and a line of
+--out; started again, it makes what is missing, and --table only shows what is there. Nothing ran on a device.
+
+`running`: BERT-mini, 64 rows of 128 tokens, 100 steps, on this machine's CPU, alone on it: wall time with a checkpoint
+every 10 steps beside none (both save the last), turn by turn, and the host's time between two dispatches as a share of
+a step: what the loop does itself, waiting for the devices not counted.
+
+So far (jax 0.10.2, libtpu 0.0.52; the other cells are not made yet):
+
+| model | topology | data × fsdp × tensor | GiB a device | GB sent | ÷ least | logits |
+|---|---|---|---|---|---|---|
+| bert_large | v5e:16x16 | 256 × 1 × 1 | 8.58 | 1.83 | 1.290 | |
+| bert_large | v5e:16x16 | 16 × 16 × 1 | 3.58 | 2.06 | 0.981 | |
+
+The first misses 1.1: 0.41 GB are over the least, as much as the word table's gradient in float32 takes. By that size it
+is the look-up's, added up over `data` apart from the prediction head's. The second is below 1 because `plan` has every
+parameter gathered twice, and the word table is gathered once.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench_train import machine, make_corpora, measure, recipe, show
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("bert_large", "gmlp_large")
+TOPOLOGIES = {"v5e:16x16": 256, "v5p:4x4x4": 64}  # devices
+FSDP = (1, 4, 16, 64)
+ROWS = 4  # at once on each device
+MOST_BYTES, LEAST_THROUGHPUT, MOST_HOST_TIME = 1.1, 0.95, 0.02  # goals
+LIMIT = 3600  # seconds for a cell
+
+
+# compiled
+
+
+def meshes(devices: int) -> list[str]:
+    """data × fsdp × tensor: fsdp alone, then one in which tensor splits the vocabulary."""
+    return [f"{devices // fsdp}x{fsdp}x1" for fsdp in FSDP] + [f"{devices // 8}x4x2"]
+
+
+def compile_cell(model: str, topology: str, mesh: str) -> dict[str, Any]:
+    """One attempt of `jaxbert.plan`, in this process."""
+    from jaxbert import config, plan, recipe_files
+
+    data, fsdp, tensor = map(int, mesh.split("x"))
+    fields = {"model.name": model, "corpus.language": "en", "train.batch_size": ROWS * data * fsdp}
+    fields |= {"train.accumulate": 1, "sharding.data": data, "sharding.fsdp": fsdp, "sharding.tensor": tensor}
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    settings = config.resolve(recipe_files.load(str(ROOT / "configs/web_large.py"), overrides))
+    return plan.record(plan.Planner(settings, config.phases(settings)[0], topology).attempt())
+
+
+def make_cells(wanted: list[tuple[str, str, str]], out: Path) -> list[dict[str, Any]]:
+    """The wanted cells that `out` lacks, one process each, and then all that it holds."""
+    cells = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    made = {(cell["model"], cell["topology"], cell["mesh"]) for cell in cells}
+    for cell in (cell for cell in wanted if cell not in made):
+        begin, command = time.perf_counter(), [sys.executable, __file__, "compiled", "--cell", *cell]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+            failed = done.stderr.strip().splitlines()[-1][:300] if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            failed = f"over {LIMIT} s"
+        found = {"error": failed} if failed else json.loads(done.stdout.splitlines()[-1])
+        cells.append({**found, **dict(zip(("model", "topology", "mesh"), cell, strict=True))})
+        print(f"{' '.join(cell)}: {failed or f'{time.perf_counter() - begin:.0f} s'}", file=sys.stderr, flush=True)
+        with open(out, "a", encoding="utf-8") as file:
+            file.write(json.dumps(cells[-1]) + "\n")
+    return cells
+
+
+def row(cell: dict[str, Any]) -> str:
+    """One cell as a row of the table."""
+    first = f"| {cell['model']} | {cell['topology']} | {cell['mesh'].replace('x', ' × ')} |"
+    if "error" in cell:
+        return f"{first} {cell['error']} | | | |"
+    memory = f"{cell['memory']['total'] / 2**30:.2f}"
+    if "costs" not in cell:
+        return f"{first} {memory}: does not fit | | | |"
+    sent, least = cell["costs"]["link_bytes"], cell["least_link_bytes"]
+    ratio = f"{sent / least:.3f}" if cell["mesh"].endswith("x1") else ""  # the least leaves out what tensor sends
+    split = "" if cell["mesh"].endswith("x1") else "gathered" if cell["whole_logits"] else "split"
+    return f"{first} {memory} | {sent / 1e9:.2f} | {ratio} | {split} |"
+
+
+def compiled_measures(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each goal as the least value that passes."""
+    found, before = [], {}
+    for cell in (cell for cell in cells if "costs" in cell):
+        name = f"{cell['model']} {cell['topology']} {cell['mesh']}"
+        if not cell["mesh"].endswith("x1"):
+            found.append(measure(f"{name}: logits stay split", [float(not cell["whole_logits"])], "", 1.0))
+            continue
+        ratio = cell["least_link_bytes"] / cell["costs"]["link_bytes"]
+        found.append(measure(f"{name}: least ÷ sent bytes", [ratio], "×", 1 / MOST_BYTES))
+        fsdp, total = cell["mesh"].split("x")[1], cell["memory"]["total"]
+        if (larger := before.get((cell["model"], cell["topology"]))) is not None:
+            found.append(measure(f"{name}: memory with less fsdp ÷ with {fsdp}", [larger / total], "×", 1.0))
+        before[cell["model"], cell["topology"]] = total
+    return found
+
+
+def compiled(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """The table, then the measures."""
+    wanted = [
+        (model, topology, mesh)
+        for topology in flags.topologies
+        for model in flags.models
+        for mesh in flags.meshes or meshes(TOPOLOGIES[topology])
+    ]
+    cells = make_cells([] if flags.table else wanted, flags.out)
+    order = {name: n for n, name in enumerate([*MODELS, *TOPOLOGIES])}
+    cells.sort(key=lambda c: (order[c["model"]], order[c["topology"]], *map(int, c["mesh"].split("x")[:0:-1])))
+    print("| model | topology | data × fsdp × tensor | GiB a device | GB sent | ÷ least | logits |")
+    print("|---" * 7 + "|", *map(row, cells), sep="\n")
+    return compiled_measures(cells)
+
+
+# running
+
+
+def worker(directory: str, every: int) -> None:
+    """One run in this process: prints its wall seconds, and of each step the host's own seconds and all of them.
+
+    The clock starts before step 2, when everything is compiled and the loop has settled, and stops when the run's last
+    save has ended.
+    """
+    import jax
+
+    from jaxbert import config, step, train
+
+    calls: list[tuple[float, float, float]] = []  # of each dispatch: begin, end, seconds waited for devices before it
+    waited = 0.0
+    compile_step, device_get = step.Step.compile, jax.device_get
+
+    class Timed:
+        """A compiled step that notes when it is called."""
+
+        def __init__(self, compiled: Any) -> None:
+            self.compiled = compiled
+
+        def __call__(self, state: Any, batch: Any) -> Any:
+            nonlocal waited
+            begin, before, waited = time.perf_counter(), waited, 0.0
+            told = self.compiled(state, batch)
+            calls.append((begin, time.perf_counter(), before))
+            return told
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.compiled, name)
+
+    def wait(tree: Any) -> Any:
+        nonlocal waited
+        begin = time.perf_counter()
+        jax.block_until_ready(tree)
+        waited += time.perf_counter() - begin
+        return device_get(tree)
+
+    step.Step.compile = lambda self, batch: Timed(compile_step(self, batch))  # type: ignore[method-assign]
+    jax.device_get = wait
+    short = config.Train(batch_size=64, steps=100, log_every=50)
+    saves = config.Checkpoint(every=every)
+    with tempfile.TemporaryDirectory() as workdir:
+        train.train(recipe(directory, train=short, checkpoint=saves), Path(workdir))
+    end, pairs = time.perf_counter(), list(zip(calls[1:], calls[2:], strict=False))
+    host = [later[0] - earlier[1] - later[2] for earlier, later in pairs]
+    whole = [later[0] - earlier[0] for earlier, later in pairs]
+    print(json.dumps({"seconds": end - calls[1][0], "host": host, "whole": whole}))
+
+
+def running(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both kinds of run in turn, `--rounds` times; medians of ratios within a round."""
+    corpus, _ = make_corpora(flags.directory)
+    runs: dict[int, list[dict[str, Any]]] = {2**30: [], 10: []}
+    for _ in range(flags.rounds):
+        for every, found in runs.items():
+            command = [sys.executable, __file__, "running", "--worker", corpus, str(every)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    ratios = [none["seconds"] / saved["seconds"] for none, saved in zip(*runs.values(), strict=True)]
+    shares = [sum(run["host"]) / sum(run["whole"]) for run in runs[2**30]]
+    steps = [run["seconds"] / 99 for run in runs[2**30]]
+    return [
+        measure("BERT-mini 64 × 128, a step without checkpoints", steps, "s"),
+        measure("the same, a checkpoint every 10 steps: throughput ÷ without", ratios, "×", LEAST_THROUGHPUT),
+        measure("host's time between dispatches ÷ a step", shares, "×"),
+        measure("the same, a step without it ÷ a step", [1 - x for x in shares], "×", 1 - MOST_HOST_TIME),
+    ]
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["compiled", "running"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--topologies", nargs="+", choices=tuple(TOPOLOGIES), default=tuple(TOPOLOGIES))
+    parser.add_argument("--meshes", nargs="+", metavar="DATAxFSDPxTENSOR", help="default: those of the goals")
+    parser.add_argument("--out", type=Path, default=Path("scale.jsonl"), help="where compiled cells are kept")
+    parser.add_argument("--table", action="store_true", help="what is there; compile nothing")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path("data/bench"), help="where the text is prepared, once")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.cell:
+        print(json.dumps(compile_cell(*flags.cell)))
+        return
+    if flags.worker:
+        worker(flags.worker[0], int(flags.worker[1]))
+        return
+    lines = {"compiled": compiled, "running": running}[flags.part](flags)
+    print(f"{'':70s} {'median':>10s}  {'low':>10s}  {'high':>10s}")
+    show(lines)
+    if flags.json:
+        flags.json.write_text(json.dumps({**machine(), "measures": lines}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
