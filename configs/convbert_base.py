@@ -6,8 +6,8 @@
 
 The published models were trained to tell replaced tokens (ELECTRA): batches of 256 rows of 128, 1,000,000 steps, peak
 rate 2e-4 after 10,000 steps, GLUE 86.4. Here the objective is masked language modelling, which their code has too
-(`electra_objective=False`); the optimizer's settings are theirs. Hardware: a TPU v5e-16 or better in bfloat16. We have
-not run it at this size.
+(`electra_objective=False`); the optimizer's settings are theirs, without bias correction as in ELECTRA's
+model/optimization.py. Hardware: a TPU v5e-16 or better in bfloat16. We have not run it at this size.
 """
 
 from jaxbert.config import Checkpoint, Config, Data, Evaluation, Optimizer, Schedule, Tokenizer, Train, named_model
