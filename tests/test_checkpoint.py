@@ -1,5 +1,7 @@
 """What a checkpoint promises: bit for bit, on any mesh, and never a damaged one in silence."""
 
+import sys
+import types
 from pathlib import Path
 
 import jax
@@ -218,6 +220,7 @@ def test_a_bucket_without_rights_is_one_message_before_anything_is_computed(
     def refused(self, *arguments, **more):
         raise error
 
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", types.ModuleType("storage"))  # as with jaxbert[gcs]
     monkeypatch.setattr(type(checkpoint.absolute("gs://bucket")), "mkdir", refused)
     with pytest.raises(BadInput, match=f"^checkpoint.directory: cannot write to gs://bucket/run: .*{told}"):
         checkpoint.Checkpoints("gs://bucket/run", Checkpoint())

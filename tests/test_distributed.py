@@ -3,7 +3,6 @@
 import argparse
 import queue
 import socket
-import threading
 import time
 from collections.abc import Iterator
 
@@ -123,22 +122,25 @@ def test_a_process_that_stood_still_itself_judges_nobody_by_that_time() -> None:
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[queue.Queue]:
-    """What processes would have ended by; the threads that end them stand still."""
+    """What processes would have ended by; only the threads that end them end, and none outlives its test."""
     found: queue.Queue = queue.Queue()
 
     def end(error: BaseException) -> None:
         found.put(str(error))
-        threading.Event().wait()
+        raise SystemExit
 
     monkeypatch.setattr(errors, "end", end)
     monkeypatch.setattr(distributed, "GRACE", 0.5)
     monkeypatch.setattr(distributed, "LINGER", 0.2)
     yield found
-    while TEAMS:
-        TEAMS.pop()._stop.set()
+    while TEAMS:  # before `end` is the real one again, which would end the test process
+        ours, _ = TEAMS.pop()
+        ours._stop.set()
+        ours._thread.join(timeout=10)
+        assert not ours._thread.is_alive()
 
 
-TEAMS: list[Team] = []  # of the test that runs
+TEAMS: list[tuple[Team, dict[int, Wire]]] = []  # of the test that runs; the other ends stay open as long
 
 
 def team(process: int, others: list[int]) -> dict[int, Wire]:
@@ -148,7 +150,7 @@ def team(process: int, others: list[int]) -> dict[int, Wire]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             theirs[number] = Wire(socket.create_connection(server.getsockname()))
             ours[number] = Wire(server.accept()[0])
-    TEAMS.append(Team(Place("127.0.0.1:1", 3, process), ours, None, 30))
+    TEAMS.append((Team(Place("127.0.0.1:1", 3, process), ours, None, 30), theirs))
     return theirs
 
 

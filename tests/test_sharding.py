@@ -183,7 +183,7 @@ from jaxbert.objectives.mlm import cross_entropy
 B, PREDICTED, E, V = 16, 6, 24, 250  # 256 stored
 
 def loss(x_BPE, table_VE, bias_V, labels_BP):
-    nll_BP, hit_BP = cross_entropy(vocabulary_logits(x_BPE, table_VE, bias_V, V), labels_BP)
+    nll_BP, hit_BP, _ = cross_entropy(vocabulary_logits(x_BPE, table_VE, bias_V, V), labels_BP)
     return jnp.sum(nll_BP), jnp.sum(hit_BP)
 
 mesh = sharding.make_mesh(config.Sharding(2, 2, 2), B)
