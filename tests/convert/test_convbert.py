@@ -57,7 +57,7 @@ def test_names_and_shapes_are_those_of_transformers(form: str) -> None:
 
 
 @FORMS
-@pytest.mark.parametrize("mask_mode", ["exact", "reference"])
+@pytest.mark.parametrize("mask_mode", [pytest.param("exact", marks=pytest.mark.slow), "reference"])
 def test_rows_without_padding_give_what_transformers_gives(form: str, mask_mode: str) -> None:
     torch = pytest.importorskip("torch")
     theirs = native_model(form)

@@ -155,6 +155,7 @@ def convbert_run(tmp_path_factory):
     return place / "run"
 
 
+@pytest.mark.slow
 def test_verifying_an_export_with_code_leaves_none_of_it_in_the_users_cache(convbert_run, tmp_path, monkeypatch):
     from transformers import dynamic_module_utils
 
