@@ -177,14 +177,14 @@ def test_a_second_launcher_is_refused_and_another_command_waits_for_stop(cloud):
     assert code == 2 and "another launcher of bert" in err
 
     first.send_signal(signal.SIGINT)
-    assert first.wait() == 130 and "the run goes on without the launcher" in first.stderr.read()
+    assert first.wait(timeout=120) == 130 and "the run goes on without the launcher" in first.stderr.read()
     code, _, err = cloud.launch(slice=LOCAL, command=cloud.train())
     assert code == 2 and "runs another command" in err and "`stop` it first" in err
 
     first = cloud.start(slice=LOCAL, command=command)
     wait_for(lambda: "attempt 1 runs" in first.stderr.readline())
     assert cloud.launch("stop", slice=LOCAL, command=[])[0] == 0
-    assert first.wait() == 75 and "stopped; launch again to go on" in first.stderr.read()
+    assert first.wait(timeout=120) == 75 and "stopped; launch again to go on" in first.stderr.read()
     assert [cloud.starts(number) for number in (0, 1)] == [1, 1]
     assert cloud.launch(slice=LOCAL, command=cloud.train())[0] == 0
 
