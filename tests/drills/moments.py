@@ -59,8 +59,8 @@ def signal_at(moment: str, count: int, number: int, seconds: float = 0.0, pace: 
     return f"signal_at({moment!r}, {count}, {int(number)}, {float(seconds)}, {float(pace)})\n"
 
 
-def run(settings: config.Config, workdir: Path, *signals: str) -> tuple[int, str]:
-    """Exit code (negative: a signal's) and output of one process on one device."""
-    with launcher(workdir.with_name(f"{workdir.name}-output")) as starts:
+def run(settings: config.Config, workdir: Path, *signals: str, logs: Path | None = None) -> tuple[int, str]:
+    """Exit code (negative: a signal's) and output of one process on one device; `logs` None: beside `workdir`."""
+    with launcher(logs or workdir.with_name(f"{workdir.name}-output")) as starts:
         process = starts.start(settings, workdir, devices=1, before=PROGRAM + "".join(signals) if signals else "")
         return process.wait(1200), process.output()

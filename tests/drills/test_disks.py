@@ -115,7 +115,7 @@ def test_a_read_only_disk_is_one_message(settings: config.Config, small_disk: Pa
     workdir = small_disk / "run"
     if field != "--workdir":
         workdir, settings = tmp_path / "run", change(settings, checkpoint={"directory": str(small_disk / "saves")})
-    code, output = run(settings, workdir)
+    code, output = run(settings, workdir, logs=tmp_path / "logs")
     assert code == BAD_INPUT
     assert [line.partition(" /")[0] for line in output.splitlines()] == [f"error: {field}: cannot write to"]
     assert "Read-only file system" in output
