@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxbert.config import Checkpoint
 from jaxbert.errors import BadInput
+from jaxbert.sharding import leaf_name
 
 log = logging.getLogger("jaxbert")
 INSTALL = 'pip install "jaxbert[gcs]"'  # what Orbax and epath import for gs://
@@ -52,7 +53,7 @@ def _fingerprints(tree: Any) -> list[jax.Array]:
 
 def _names(tree: Any) -> list[str]:
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value") for path, _ in paths]
+    return [leaf_name(path) for path, _ in paths]
 
 
 def _root_cause(error: BaseException) -> str:

@@ -349,6 +349,11 @@ def phases(config: Config) -> list[tuple[str, Phase]]:
     return [(f"train.phases[{i}].row_length", phase) for i, phase in enumerate(config.train.phases)]
 
 
+def batch_field(row_length_field: str) -> str:
+    """The field of a phase's batch size, from that of its row length, which `phases` gives."""
+    return row_length_field.replace("data.row_length", "train.batch_size").replace("row_length", "batch_size")
+
+
 def resolve(config: Config) -> Config:
     """Every field filled: the named size's fields, `corpus.directory`, `data.pack`, the three seeds, phases.
 

@@ -20,11 +20,8 @@ from jaxbert import progress
 SLOW = 3.0  # × the median of the last steps with rows of this shape: what takes longer is slow
 RECENT, ENOUGH = 100, 20  # steps that the median is of, and how many it needs
 WRITE_EVERY = 10.0  # seconds of a killed process that are told as "down", besides the step that it was killed in
-OF_A_STEP = {
-    "data": "data",
-    "step": "compute",
-    "save": "save",
-}  # phases that can make a step slow, and what to call them
+# phases that can make a step slow, and what to call them
+OF_A_STEP = {"data": "data", "step": "compute", "save": "save"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +66,8 @@ class Account:
     A step counts if its update was made and stayed: not those left out as bad, nor those after the checkpoint that a
     later process went on from. Each checkpoint holds what had counted when it was saved; a process that starts from it
     goes on from there, while the seconds of all processes add up in the file, or, where the file was lost with its
-    machine, from those in the checkpoint. Time in which no process ran ("down") is
-    told and is no part of the share, because nobody knows whether the run was to go on.
+    machine, from those in the checkpoint. Time in which no process ran ("down") is told and is no part of the share,
+    because nobody knows whether the run was to go on.
     """
 
     def __init__(self, path: Path | None, began: float, clock: Callable[[], float] = time.time):

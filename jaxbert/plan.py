@@ -27,7 +27,7 @@ from jaxbert.data.source import AHEAD
 from jaxbert.errors import BadInput, run
 from jaxbert.models.embeddings import padded
 from jaxbert.ops.attention import pallas_tpu
-from jaxbert.ops.attention.tiles import of_chip
+from jaxbert.ops.attention.tiles import Tiles, of_chip
 from jaxbert.ops.attention.visits import UNIT
 
 GIB = 2**30
@@ -147,7 +147,7 @@ class Planner:
     def __init__(self, settings: config.Config, phase: tuple[str, config.Phase], topology: str) -> None:
         """A resolved recipe, one of `config.phases` and a name as v5e:16x16. Raises BadInput for an unknown one."""
         self.settings, (_, self.phase) = settings, phase
-        self.field = phase[0].replace("data.row_length", "train.batch_size").replace("row_length", "batch_size")
+        self.field = config.batch_field(phase[0])
         self.chip, self.devices = chips.open_topology(topology)
         self.tried: dict[tuple[Any, ...], Attempt] = {}
 
@@ -248,8 +248,7 @@ def explain_sharding(settings: config.Config) -> list[str]:
     asked = (settings.sharding.data, settings.sharding.fsdp, settings.sharding.tensor)
     sizes = sharding.mesh_sizes(settings.sharding, jax.device_count() if min(asked) < 1 else math.prod(asked))
     for field, phase in config.phases(settings):
-        field = field.replace("data.row_length", "train.batch_size").replace("row_length", "batch_size")
-        sharding.check_rows(sizes, phase.batch_size // settings.train.accumulate, field)
+        sharding.check_rows(sizes, phase.batch_size // settings.train.accumulate, config.batch_field(field))
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     objective = objective_of(settings)
     optimizer = optim.make_optimizer(settings.optimizer, objective.vocab_size)
@@ -363,17 +362,18 @@ def host_memory(tried: Attempt) -> tuple[int, int]:
 # --- what is told ---
 
 
-def kernel_trips(chip: chips.Chip, length: int, kernel: cycles.Program, number: int) -> int:
-    """Trips of a program's `number`th loop that depends on data, for `cycles.of_compiled`, chip and length given first.
+def kernel_trips(tiles: Tiles, length: int, kernel: cycles.Program, number: int) -> int:
+    """Trips of a program's `number`th loop that depends on data, for `cycles.rank`, tiles and length given first.
 
     Of the attention kernels' as in rows of one document each: all whole chunks (loop 0), and no tiles that a document
     ends in (the others). 1 for any other program.
     """
-    if not kernel.name.startswith("attention_"):
+    plans = {"attention_forward": pallas_tpu.forward_plan, "attention_backward": pallas_tpu.backward_plan}
+    make = next((plans[name] for name in plans if name in kernel.name), None)  # transformations write around the name
+    if make is None:
         return 1
-    make = pallas_tpu.backward_plan if kernel.name.startswith("attention_backward") else pallas_tpu.forward_plan
     units = -(-length // UNIT)
-    return 0 if number else units // make(units * UNIT, units * UNIT, of_chip(chip.name, 2)).chunk
+    return 0 if number else units // make(units * UNIT, units * UNIT, tiles).chunk
 
 
 def title(tried: Attempt) -> str:
@@ -557,15 +557,18 @@ def main(argv: list[str]) -> None:
                 lines.append(search(planner))
             for line in itertools.chain.from_iterable(lines):
                 print(line, flush=True)
-            records += [record(found) for found in planner.tried.values()]
+            if known.json:
+                records += [record(found) for found in planner.tried.values()]
             if known.cycles and tried.compiled:
-                trips, flops = functools.partial(kernel_trips, chip, tried.row_length), tried.costs.model_flops
+                trips = functools.partial(kernel_trips, of_chip(chip.name, 2), tried.row_length)
+                flops = tried.costs.model_flops
                 ranked = cycles.of_compiled(folder, tried.compiled.as_text(), chip, trips=trips)
                 print(cycles.table(ranked, flops=flops))
                 if any(row.program.name.startswith("attention_") for row in ranked.rows):
                     print("attention kernels: as on rows of one document each")
-                static = {"seconds": ranked.seconds, "share_of_peak": ranked.share_of_peak(flops)}
-                records[-1]["static"] = static | {"alone": ranked.sums}
+                if known.json:
+                    static = {"seconds": ranked.seconds, "share_of_peak": ranked.share_of_peak(flops)}
+                    records[-1]["static"] = static | {"alone": ranked.sums}
             for dump in Path(folder).iterdir():  # the next phase's programs have the same names
                 dump.unlink()
     if known.json:

@@ -17,7 +17,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,25 +98,22 @@ def report(settings: config.Config, workdir: Path) -> dict[str, Any]:
         "weights": corpus.get("weights", {}),
         "validation": stages.read_record(directory, "validation"),
     }
-    leaves = config.differences({}, config.to_dict(settings))
     return {
         **versions,
         "tokenizer": TextTokenizer.load(directory / "tokenizer").fingerprint[:12],
         "rows": hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12],
         "--workdir": str(workdir),
-        **{f"recipe {name}": value for name, _, value in _flat(leaves) if name not in MAY_DIFFER},
+        **{f"recipe {n}": value for n, value in _leaves(config.to_dict(settings)) if n not in MAY_DIFFER},
     }
 
 
-def _flat(leaves: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
-    """`config.differences` against nothing stops at the sections: go on into them."""
-    found = []
-    for name, old, value in leaves:
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in a recipe's plain values."""
+    for name, value in sorted(values.items()):
         if isinstance(value, dict):
-            found += _flat([(f"{name}.{n}", o, v) for n, o, v in config.differences({}, value)])
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            found.append((name, old, value))
-    return found
+            yield f"{prefix}{name}", value
 
 
 def _source() -> str:

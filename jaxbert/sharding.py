@@ -89,7 +89,7 @@ def check_model(config: Any, model: Any, sizes: Mapping[str, int]) -> None:
                 f"model.{field}: {size} do not divide among sharding.{axis} {sizes[axis]}; choose a divisor of them"
             )
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        letters = parameter_name(path).rpartition("_")[2]
+        letters = letters_of(path)
         words = leaf.shape[letters.index("V") - len(letters)] if "V" in letters else 0
         if words % sizes["tensor"]:
             raise BadInput(
@@ -98,9 +98,14 @@ def check_model(config: Any, model: Any, sizes: Mapping[str, int]) -> None:
             )
 
 
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The whole name of a leaf ("encoder/blocks/query_DNH"), from its tree path; NNX adds `.value` behind it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
 def parameter_name(path: tuple[Any, ...]) -> str:
-    """The attribute's name of a leaf ("query_DNH"), from its tree path; NNX adds `.value` behind it."""
-    return _path(path).rpartition("/")[2]
+    """The attribute's name of a leaf ("query_DNH"), from its tree path."""
+    return leaf_name(path).rpartition("/")[2]
 
 
 def letters_of(path: tuple[Any, ...]) -> str:
@@ -120,10 +125,6 @@ def elements(path: tuple[Any, ...], shape: tuple[int, ...], vocab_size: int) -> 
     return math.prod(shape) // padded * (vocab_size if "V" in letters else 1)
 
 
-def _path(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-
-
 def _fits(path: str, override: Override) -> bool:
     return fnmatch.fnmatchcase(path, override.parameter) or fnmatch.fnmatchcase(path, f"*/{override.parameter}")
 
@@ -135,8 +136,8 @@ def _spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: AnyMesh, override
         return PartitionSpec()  # counters and other scalars of the state
     axes: list[str | None] = [None] * stacked
     for i, override in enumerate(overrides):
-        if _fits(_path(path), override):
-            _check_override(f"sharding.overrides[{i}].axes", override, _path(path), shape[stacked:], mesh)
+        if _fits(leaf_name(path), override):
+            _check_override(f"sharding.overrides[{i}].axes", override, leaf_name(path), shape[stacked:], mesh)
             return PartitionSpec(*axes, *(axis or None for axis in override.axes))
     for letter, size in zip(letters, shape[stacked:], strict=True):
         axis = LETTERS.get(letter)
@@ -159,7 +160,7 @@ def shard_by_name(tree: Any, mesh: AnyMesh, overrides: Sequence[Override] = ()) 
     The first of `overrides` that fits a leaf's path counts in their place, for the optimizer's moments as well. Raises
     BadInput for one that fits no leaf, or whose axes do not fit one.
     """
-    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    paths = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     for i, override in enumerate(overrides):
         if not any(_fits(path, override) for path in paths):
             names = sorted({path.rpartition("/")[2] for path in paths})
@@ -183,7 +184,7 @@ def explain(tree: Any, mesh: AnyMesh, overrides: Sequence[Override] = ()) -> tup
         part = math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         whole, local = whole + leaf.size * leaf.dtype.itemsize, local + part
         axes = " × ".join(axis or "·" for axis in place.spec)
-        rows.append((_path(path), " × ".join(map(str, leaf.shape)), axes, f"{part:,}"))
+        rows.append((leaf_name(path), " × ".join(map(str, leaf.shape)), axes, f"{part:,}"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
     return lines, whole, local
@@ -240,11 +241,12 @@ def own_rows(place: NamedSharding, parts: int, rows: int) -> np.ndarray:
     return (np.arange(parts)[:, None] * (rows // parts) + of_part).reshape(-1)
 
 
-def _own_blocks(place: NamedSharding) -> tuple[list[int], int]:
+@functools.lru_cache
+def _own_blocks(place: NamedSharding) -> tuple[tuple[int, ...], int]:
     """The equal blocks of a part's rows that the devices of this process hold, ascending, and how many there are."""
     blocks = math.prod(place.mesh.shape[axis] for axis in BATCH_AXES)
     indices = place.addressable_devices_indices_map((1, blocks)).values()
-    return sorted({index[1].indices(blocks)[0] for index in indices if index}), blocks
+    return tuple(sorted({index[1].indices(blocks)[0] for index in indices if index})), blocks
 
 
 def batch_shapes(batch: dict[str, np.ndarray], place: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:

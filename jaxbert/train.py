@@ -80,10 +80,9 @@ def _check_fits(settings: config.Config, corpus: dict[str, Any]) -> None:
 
 def _make_mesh(settings: config.Config) -> Any:
     """The mesh, which the batch of every phase must fill. Raises BadInput."""
-    train = settings.train
-    fields = [f"train.phases[{i}].batch_size" for i in range(len(train.phases))] or ["train.batch_size"]
-    for field, (_, phase) in zip(fields, config.phases(settings), strict=True):
-        mesh = sharding.make_mesh(settings.sharding, phase.batch_size // train.accumulate, field)
+    for field, phase in config.phases(settings):
+        rows = phase.batch_size // settings.train.accumulate
+        mesh = sharding.make_mesh(settings.sharding, rows, config.batch_field(field))
     return mesh
 
 
@@ -215,14 +214,14 @@ def _initialize_from(settings: config.Config, tokenizer: TextTokenizer, step: St
             f"--from=run --source={source} --tokenizer={folder} --method=mean --workdir=NEW gives its weights this one"
         )
     wanted, found = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+        {sharding.leaf_name(path): leaf for path, leaf in leaves}
         for leaves in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (step.abstract["model"], other.model))
     )
     for name in sorted(set(wanted) | set(found)):
         ours, theirs = (getattr(tree.get(name), "shape", "absent") for tree in (wanted, found))
         if ours != theirs:
             raise BadInput(
-                f"model.initialize_from: {name.removesuffix('/value')} is {theirs} in {source}, {ours} in this recipe; "
+                f"model.initialize_from: {name} is {theirs} in {source}, {ours} in this recipe; "
                 "give the model the sizes of the one that it starts from"
             )
 

@@ -13,6 +13,7 @@ import pytest
 
 from jaxbert import chips, config, plan, recipe_files, sharding, step
 from jaxbert.errors import BadInput
+from jaxbert.ops.attention.tiles import of_chip
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -169,11 +170,11 @@ def test_what_cannot_be_planned_is_refused_by_field_and_remedy(recipe: str, flag
 def test_kernels_are_counted_on_rows_of_one_document() -> None:
     def trips(name: str, length: int) -> list[int]:
         kernel = types.SimpleNamespace(name=name)
-        return [plan.kernel_trips(chips.CHIPS["v5e"], length, kernel, number) for number in range(2)]
+        return [plan.kernel_trips(of_chip("v5e", 2), length, kernel, number) for number in range(2)]
 
     assert trips("attention_forward.3", 2048) == [2, 0]  # chunks of 1,024 keys
     assert trips("attention_backward", 2048) == [4, 0]  # of 512 queries
-    assert trips("attention_forward", 500) == [1, 0] and trips("fusion.7", 2048) == [1, 1]
+    assert trips("jvp_attention_forward_.2", 500) == [1, 0] and trips("fusion.7", 2048) == [1, 1]
 
 
 def test_sharding_of_a_mesh_counts_the_given_devices() -> None:

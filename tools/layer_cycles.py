@@ -17,9 +17,10 @@ import os
 import tempfile
 from typing import Any
 
-from jaxbert import cycles
+from jaxbert import cycles, sharding
 from jaxbert.chips import open_topology
-from jaxbert.config import Config, Train, family, named_model, resolve
+from jaxbert.config import Config, Sharding, Train, family, named_model, resolve
+from jaxbert.ops.attention.tiles import of_chip
 from jaxbert.plan import kernel_trips
 
 VOCABULARY = 128  # next to nothing: the table and its gradient are not what is asked
@@ -30,7 +31,7 @@ def compiled(model: Any, devices: list[Any], rows: int, length: int, packs: bool
     import jax
     import jax.numpy as jnp
     from flax import nnx
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from jax.sharding import NamedSharding, PartitionSpec
 
     encoder = family(model.name).Encoder
     key = jax.random.key(0) if max(model.hidden_dropout, getattr(model, "attention_dropout", 0)) else None
@@ -39,7 +40,7 @@ def compiled(model: Any, devices: list[Any], rows: int, length: int, packs: bool
         states_BTD, _ = parameters(batch, key=key, dtype=jnp.bfloat16)
         return jnp.sum(states_BTD.astype(jnp.float32) * weight_BTD)
 
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices[:1])
+    mesh = sharding.make_mesh(Sharding(), rows, devices=devices[:1])
     whole = NamedSharding(mesh, PartitionSpec())
     names = ["input_ids_BT", "segment_ids_BT", "position_ids_BT"]
     batch = {name: jax.ShapeDtypeStruct((rows, length), jnp.int32) for name in names}
@@ -81,9 +82,10 @@ def main() -> None:
         if flags.attention:
             from jaxbert.ops.attention import api
 
-            api.choose = functools.partial(lambda name, call: name, flags.attention)
+            api.choose = lambda call: flags.attention
         text = compiled(settings.model, devices, flags.rows, flags.length, bool(settings.data.pack))
-        ranked = cycles.of_compiled(folder, text, chip, trips=functools.partial(kernel_trips, chip, flags.length))
+        trips = functools.partial(kernel_trips, of_chip(chip.name, 2), flags.length)
+        ranked = cycles.of_compiled(folder, text, chip, trips=trips)
     flops = 3 * flags.rows * family(model.name).forward_flops(settings.model, flags.length, flags.length)
     print(f"{flags.model}, {flags.layers} layers, {flags.rows} × {flags.length} tokens, {flags.topology}")
     print(cycles.table(ranked, flops=flops))

@@ -8,6 +8,7 @@ data are those of such a row: whole chunks alone. Cycles rank; they are not a sp
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import tempfile
 
 from jaxbert import cycles
 from jaxbert.chips import open_topology
+from jaxbert.plan import kernel_trips
 
 BLOCKS, CHUNKS, WIDTHS = (512, 1024), (512, 1024), (128, 256)
 
@@ -46,14 +48,8 @@ def measure(arguments: argparse.Namespace, sizes: dict[str, int], backward: bool
             return output, pull(g) if backward else jnp.zeros(())
 
         jax.jit(both).lower(x_BTE, x_BTE, x_BTE, ids_BT, x_BTE).compile()
-        programs = cycles.read(folder)
-        trips = {}
-        for program in programs:
-            if program.unknown:  # in order: chunks of a step, then single tiles of each unit, of which there are none
-                make = pallas_tpu.backward_plan if "backward" in program.name else pallas_tpu.forward_plan
-                chunks = T // 128 // make(T, T, tiles).chunk
-                trips[program.name] = (chunks, *(0,) * (len(program.unknown) - 1))
-        return sum(row.cycles for row in cycles.rank(programs, chip, trips=trips).rows)
+        trips = functools.partial(kernel_trips, tiles, T)
+        return sum(row.cycles for row in cycles.rank(cycles.read(folder), chip, trips=trips).rows)
 
 
 def main() -> None:

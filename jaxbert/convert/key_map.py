@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxbert.errors import BadInput
+from jaxbert.sharding import leaf_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,7 @@ def norm(ours: str, theirs: str) -> list[Row]:
 def flatten(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by name ("encoder/blocks/query_DNH")."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): leaf for path, leaf in leaves
-    }
+    return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def to_torch(tree: Any, rows: Sequence[Row], vocab_size: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
