@@ -46,6 +46,7 @@ from jaxbert.errors import BadInput
 from jaxbert.models import embeddings, encoder, heads, layers, stack
 from jaxbert.ops.dropout import dropout
 from jaxbert.ops.segment_mixing.api import segment_mixing
+from jaxbert.sharding import split_rows
 
 MIXING_EPSILON = 1e-5  # of the module's own norm
 
@@ -163,7 +164,8 @@ class HyperMixing(nnx.Module):
             one_document=layers.one_document(batch),
         )
         N, B, T, H = y_NBTH.shape
-        return self.norm(y_NBTH.transpose(1, 2, 0, 3).reshape(B, T, N * H))
+        # Heads are split over `tensor` and are channels: without it all that follows would be split by channels.
+        return self.norm(split_rows(y_NBTH.transpose(1, 2, 0, 3).reshape(B, T, N * H)))
 
     def _heads(self, x_BTD: jax.Array) -> jax.Array:
         """Contiguous channels belong to a head: (B, T, D) → (N, B, T, H)."""
@@ -228,7 +230,9 @@ class Block(nnx.Module):
         config = self.config
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         m_BTD = self.mixing(self.mixing_norm(x_BTD), batch, positions_BP=positions_BP)
-        x_BTD = layers.take_positions(x_BTD, positions_BP) + dropout(m_BTD, config.hidden_dropout, keys[0])
+        m_BTD = dropout(m_BTD, config.hidden_dropout, keys[0])
+        # Split as the feed-forward kernels are, the last layer's norm had a wrong gradient on 2 × 2 × 2 (jax 0.10.2).
+        x_BTD = split_rows(layers.take_positions(x_BTD, positions_BP) + m_BTD)
         f_BTF = layers.project(self.feed_forward_norm(x_BTD), self.up_DF, self.up_bias_F)
         f_BTD = layers.project(layers.ACTIVATIONS[config.activation](f_BTF), self.down_FD, self.down_bias_D)
         return x_BTD + dropout(f_BTD, config.hidden_dropout, keys[1])
