@@ -215,19 +215,49 @@ def split_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
-def look_up(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+def look_up(table_VD: jax.Array, ids_BT: jax.Array, dtype: Any) -> jax.Array:
     """The table's rows of some ids, (V, D) and (B, T) integers → (B, T, D), with B split over data and D over fsdp.
 
     That is how the table lies, so that no device needs to hold it: what is sent, when `split_rows` then has the rows,
-    and for their gradients, are B × T of them in place of V.
+    and for their gradients, are B × T of them in place of V. A device adds its rows' gradients up in the table's dtype,
+    and devices add theirs up in `dtype`, that of the computation, as they do for what products give.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not local_axes(ids_BT.shape[0], BATCH_AXES) or table_VD.shape[1] % mesh.shape["fsdp"]:
         return jnp.take(table_VD, ids_BT, axis=0)
     # The ids as well: else the compiler splits the look-up itself, and gathers what it looked up.
     ids_BT = jax.lax.with_sharding_constraint(ids_BT, PartitionSpec("data"))
-    rows_BTD = jnp.take(table_VD, ids_BT, axis=0)
-    return jax.lax.with_sharding_constraint(rows_BTD, PartitionSpec("data", None, "fsdp"))
+    return _look_up(len(table_VD), dtype, table_VD, ids_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _look_up(count: int, dtype: Any, table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.take(table_VD, ids_BT, axis=0), _LOOKED_UP)
+
+
+_LOOKED_UP = PartitionSpec("data", None, "fsdp")
+
+
+def _look_up_backward(count: int, dtype: Any, ids_BT: jax.Array, gradient_BTD: jax.Array) -> tuple[jax.Array, None]:
+    def add_up(ids_BT: jax.Array, gradient_BTD: jax.Array) -> jax.Array:
+        zeros_VD = jnp.zeros((count, gradient_BTD.shape[2]), gradient_BTD.dtype)
+        words = local_axes(count, (LETTERS["V"],))
+        sum_VD = jax.lax.with_sharding_constraint(zeros_VD.at[ids_BT].add(gradient_BTD), PartitionSpec(words))
+        return jax.lax.psum(sum_VD.astype(dtype), "data")
+
+    sum_VD = jax.shard_map(
+        add_up,
+        in_specs=(PartitionSpec("data"), _LOOKED_UP),
+        out_specs=PartitionSpec(None, "fsdp"),
+        axis_names={*BATCH_AXES},
+        check_vma=False,
+    )(ids_BT, gradient_BTD)
+    return sum_VD.astype(gradient_BTD.dtype), None
+
+
+_look_up.defvjp(
+    lambda count, dtype, table_VD, ids_BT: (_look_up(count, dtype, table_VD, ids_BT), ids_BT), _look_up_backward
+)
 
 
 def own_rows(place: NamedSharding, parts: int, rows: int) -> np.ndarray:
