@@ -38,19 +38,14 @@ documents are over 262,144 characters long, and a word lies across the border of
 and 5 of 50,720 runs. Of 13,227,454 different runs within a document 5 share a 32-bit hash, so that a set is one short.
 Our own identifier differs in the same 277, on 2026-11-28; `clean.repair` in none since it asks for kinds of characters.
 
-**Measured** 2026-11-25, 2 cores of an AMD EPYC, nothing beside it, Python 3.11, 96.9 MB, one round of the whole: ours
-3.28 MB/s, what people write 1.99, the same functions 3.23: 1.65 times what people write, goal 2.5, and 1.02 times the
-same functions, goal 1.1. Both are missed. (Before the identifier was ours and its products ran without threads, three
-rounds: 1.34, 1.32 to 1.43; and 0.90, 0.87 to 0.97.) In one process, two rounds: language 10.4 MB/s, encoding 6.5,
-repair 22, paragraphs 24, signatures 92, packing 256, all of it 2.6. What people write judges the first 80 characters of
-a document where ours judges every paragraph. Of the 29 seconds that ours takes 12 go into cleaning, 10 into encoding
-and 2 into the report. The first batch of 10⁹ rows is there after 10 ms.
-2026-11-28, a machine of half that speed, two rounds end to end, nothing beside them: ours 42.6 and 37.4 s (78.5 and
-68.4 of CPU), what people write 107.9 and 113.9 (194 and 196), the same functions 37.7 and 41.9 (65.4 and 72.4): 2.53
-and 3.05 times what people write, goal 2.5; 0.89 and 1.12 times the same functions, goal 1.1, which the machine's own
-noise spans. Since then the check against transformers reads 500 characters a document and imports no torch, and judging
-counts less: 20 MB take 24.3 s of CPU in place of 30.3 (the same functions 20.4), on a busy machine; not repeated on all
-of the text.
+**Measured** 2026-11-28, 2 cores of an AMD EPYC, nothing beside it, Python 3.11, 96.9 MB, three rounds end to end: ours
+37.9, 40.8 and 32.8 s (69, 75 and 60 of CPU), what people write 129.9, 135.3 and 112.9 (229, 229 and 201), the same
+functions 46.8, 42.9 and 41.7 (81, 72 and 71). Medians of the ratios: 3.43 times what people write (3.32 to 3.44), goal
+2.5; 1.24 times the same functions (1.05 to 1.27), goal 1.1. What people write judges the first 80 characters of a
+document where ours judges every paragraph.
+2026-11-25, another machine, by stage in one process, two rounds: language 10.4 MB/s, encoding 6.5,
+repair 22, paragraphs 24, signatures 92, packing 256, all of it 2.6. Of the then 29 seconds that ours took 12 went into
+cleaning, 10 into encoding and 2 into the report. The first batch of 10⁹ rows is there after 10 ms.
 """
 
 import argparse
