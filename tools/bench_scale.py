@@ -2,6 +2,7 @@
 
     python tools/bench_scale.py compiled [--models bert_large] [--topologies v5e:16x16] [--meshes 16x16x1]
     python tools/bench_scale.py running  [--rounds=3] [--json=FILE]
+    python tools/bench_scale.py staging  [--rounds=3] [--gigabytes=1] [--directory=DIRECTORY]
 
 `compiled`: the step of BERT-large and gMLP-large (rows of 512, 50,000 words, 4 rows at once on each device, in
 bfloat16, with the sizes' own dropout) for v5e:16x16 and v5p:4x4x4, which are not attached: bytes that a device sends
@@ -12,6 +13,9 @@ logits of the whole vocabulary stand anywhere where tensor splits it. A cell is 
 `running`: BERT-mini, 64 rows of 128 tokens, 100 steps, on this machine's CPU, alone on it: wall time with a checkpoint
 every 10 steps beside none (both save the last), turn by turn, and the host's time between two dispatches as a share of
 a step: what the loop does itself, waiting for the devices not counted.
+
+`staging`: `data.stage` on --gigabytes of rows within --directory: read, hashed, written to the disk, read back and
+compared; beside `shutil.copy` and fsync of the same file, turn by turn. Both read what was just written.
 
 So far (jax 0.10.2, libtpu 0.0.52; the other cells are not made yet):
 
@@ -27,6 +31,8 @@ parameter gathered twice, and the word table is gathered once.
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -205,17 +211,53 @@ def running(flags: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
+# staging
+
+
+def staging(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Copies of one file in turn, `--rounds` times; ratios within a round."""
+    from jaxbert.data import staging
+
+    size, seconds = int(flags.gigabytes * 1e9), {"plain": [], "staged": []}
+    flags.directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=flags.directory) as folder:
+        rows = Path(folder) / "rows"
+        rows.mkdir()
+        with open(rows / "ids.npy", "wb") as file:
+            for begin in range(0, size, staging.BLOCK):
+                file.write(os.urandom(min(staging.BLOCK, size - begin)))
+        for n in range(flags.rounds):
+            begin, plain = time.perf_counter(), Path(folder) / f"plain{n}"
+            shutil.copy(rows / "ids.npy", plain)
+            with open(plain, "rb+") as file:
+                os.fsync(file.fileno())
+            seconds["plain"].append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            staging.stage(rows, Path(folder) / f"staged{n}")
+            seconds["staged"].append(time.perf_counter() - begin)
+            plain.unlink()
+            shutil.rmtree(Path(folder) / f"staged{n}")
+    return [
+        measure("staged, compared with what was read", [size / 1e6 / s for s in seconds["staged"]], "MB/s"),
+        measure("shutil.copy and fsync", [size / 1e6 / s for s in seconds["plain"]], "MB/s"),
+        measure("staged ÷ plain", [p / s for p, s in zip(seconds["plain"], seconds["staged"], strict=True)], "×"),
+    ]
+
+
 def main() -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["compiled", "running"])
+    parser.add_argument("part", choices=["compiled", "running", "staging"])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--topologies", nargs="+", choices=tuple(TOPOLOGIES), default=tuple(TOPOLOGIES))
     parser.add_argument("--meshes", nargs="+", metavar="DATAxFSDPxTENSOR", help="default: those of the goals")
     parser.add_argument("--out", type=Path, default=Path("scale.jsonl"), help="where compiled cells are kept")
     parser.add_argument("--table", action="store_true", help="what is there; compile nothing")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--directory", type=Path, default=Path("data/bench"), help="where the text is prepared, once")
+    parser.add_argument(
+        "--directory", type=Path, default=Path("data/bench"), help="where text is prepared, once, or copied"
+    )
+    parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -226,7 +268,7 @@ def main() -> None:
     if flags.worker:
         worker(flags.worker[0], int(flags.worker[1]))
         return
-    lines = {"compiled": compiled, "running": running}[flags.part](flags)
+    lines = {"compiled": compiled, "running": running, "staging": staging}[flags.part](flags)
     print(f"{'':70s} {'median':>10s}  {'low':>10s}  {'high':>10s}")
     show(lines)
     if flags.json:
