@@ -78,7 +78,8 @@ def row(cell: dict, found: dict) -> str:
 
 def show(cells: list[dict]) -> str:
     """The matrix as Markdown."""
-    head = "| recipe | chip | rows × tokens a device | memory, GiB | fits | flops ÷ model's | GB sent of least | static share |"
+    columns = ("recipe", "chip", "rows × tokens a device", "memory, GiB", "fits", "flops ÷ model's", "GB sent of least")
+    head = f"| {' | '.join((*columns, 'static share of peak'))} |"
     return "\n".join([head, "|---" * 8 + "|", *(row(cell, found) for cell in cells for found in cell["attempts"])])
 
 
