@@ -249,3 +249,18 @@ def test_the_plan_of_a_recipe_with_overrides_keeps_them_on_other_meshes() -> Non
         config.Config(model=config.named_model("bert_tiny"), sharding=config.Sharding(overrides=(override,)))
     )
     assert all(mesh.overrides == (override,) for mesh in plan.meshes(settings, 8))
+
+
+def test_devices_add_the_gradients_of_looked_up_rows_up_in_the_dtype_of_the_computation() -> None:
+    def total(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+        return jnp.sum(sharding.look_up(table_VD, ids_BT, jnp.bfloat16))
+
+    table_VD, ids_BT = jax.ShapeDtypeStruct((16, 8), jnp.float32), jax.ShapeDtypeStruct((8, 3), jnp.int32)
+    with jax.sharding.use_abstract_mesh(MESH):
+        traced = jax.make_jaxpr(jax.grad(total))(table_VD, ids_BT)
+    (each,) = (e.params["jaxpr"] for e in traced.eqns if e.primitive.name == "shard_map")
+    (added,) = (e.invars[0].aval for e in each.eqns if e.primitive.name == "scatter-add")
+    (sent,) = (e.invars[0].aval for e in each.eqns if e.primitive.name.startswith("psum"))
+    assert (added.shape, added.dtype) == ((16, 4), jnp.float32)  # its part of D
+    assert (sent.shape, sent.dtype) == ((16, 4), jnp.bfloat16)
+    assert traced.out_avals[0].dtype == jnp.float32
