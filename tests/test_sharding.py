@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxbert import chips, config, plan, recipe_files, sharding, train
 from jaxbert.errors import BadInput
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
-MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES))
+MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Auto,) * 3)
 TREE = {
     "model": {
         "embeddings": {"word_VD": jax.ShapeDtypeStruct((256, 8), jnp.float32)},
