@@ -423,11 +423,18 @@ def report(tried: Attempt) -> Iterator[str]:
         f"flops of a step, a device: {cost.flops:.4g} = {cost.flops / cost.model_flops:.3f} × the model's own count; "
         f"HBM bytes {cost.hbm_bytes:.4g}"
     )
+    yield from uncounted(tried.parsed)
     if cost.flops > EXCESS * cost.model_flops:
         yield "  more than the model's: the products that most of them are"
         yield from (f"  {p.flops:.3g}  {_told(p.op_name, p.source)}" for p in tried.parsed.products()[:8])
     yield from exchange_lines(tried)
     yield from estimate(tried)
+
+
+def uncounted(parsed: program.Program) -> Iterator[str]:
+    """What the counts leave out: trips that the rows decide (HyperMixer's packed rows, blocks of chunked attention)."""
+    if parsed.unknown_trips:
+        yield f"  too low: {len(parsed.unknown_trips)} loops take as many trips as the rows ask for, and count as one"
 
 
 def exchange_lines(tried: Attempt) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxbert import chips, config, plan, recipe_files, sharding, step
+from jaxbert import chips, config, plan, program, recipe_files, sharding, step
 from jaxbert.errors import BadInput
 from jaxbert.ops.attention.tiles import of_chip
 
@@ -72,6 +72,11 @@ def test_fsdp_divides_the_state_and_the_operations_are_the_models_own(recipe: st
         cost = tried.costs
         assert 1.0 <= cost.flops / cost.model_flops <= 1.05
         assert 0 < cost.low <= cost.high
+
+
+def test_loops_whose_trips_the_rows_decide_are_said_to_be_left_out() -> None:
+    (line,) = plan.uncounted(program.Program({}, "main", unknown_trips=["while.3", "while.7"]))
+    assert "2 loops" in line and "too low" in line
 
 
 def test_running_out_of_memory_is_an_answer(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:

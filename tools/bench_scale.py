@@ -20,16 +20,16 @@ a step: what the loop does itself, waiting for the devices not counted.
 `staging`: `data.stage` on --gigabytes of rows within --directory: read, hashed, written to the disk, read back and
 compared; beside `shutil.copy` and fsync of the same file, turn by turn. Both read what was just written.
 
-So far (jax 0.10.2, libtpu 0.0.52; the other cells are not made yet):
+Compiled so far (2026-11-28, jax 0.10.2, libtpu 0.0.52; the other cells are not made yet):
 
 | model | topology | data × fsdp × tensor | GiB a device | GB sent | ÷ least | logits |
 |---|---|---|---|---|---|---|
-| bert_large | v5e:16x16 | 256 × 1 × 1 | 8.58 | 1.83 | 1.290 | |
-| bert_large | v5e:16x16 | 16 × 16 × 1 | 3.58 | 2.06 | 0.981 | |
+| bert_large | v5e:16x16 | 256 × 1 × 1 | 8.58 | 1.62 | 1.145 | |
+| bert_large | v5e:16x16 | 16 × 16 × 1 | 3.49 | 2.05 | 0.977 | |
 
-The first misses 1.1: 0.41 GB are over the least, as much as the word table's gradient in float32 takes. By that size it
-is the look-up's, added up over `data` apart from the prediction head's. The second is below 1 because `plan` has every
-parameter gathered twice, and the word table is gathered once.
+The first misses 1.1 (it was 1.290 before devices added up the look-up's gradients in bfloat16): the word table's
+gradient is added up twice over `data`, the look-up's and the prediction head's. The second is below 1 because `plan`
+has every parameter gathered twice, and the word table is gathered once.
 """
 
 import argparse
