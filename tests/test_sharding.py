@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import os
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxbert import chips, config, plan, recipe_files, sharding, train
 from jaxbert.errors import BadInput
+from tests.drills.processes import free_address
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
 MESH = AbstractMesh(tuple(SIZES.values()), tuple(SIZES), axis_types=(AxisType.Auto,) * 3)
@@ -230,7 +230,7 @@ print(sorted(made))
 
 def test_a_process_makes_the_rows_of_its_devices_and_they_are_its_part_of_the_global_batch() -> None:
     command = [sys.executable, "-c", textwrap.dedent(PROCESS)]
-    port = str(20_000 + os.getpid() % 20_000)
+    port = free_address().rpartition(":")[2]
     both = [subprocess.Popen([*command, number, port], stdout=subprocess.PIPE, text=True) for number in "01"]
     told = [process.communicate(timeout=120)[0] for process in both]
     assert all("[8, 16]" in lines for lines in told) and not any(process.returncode for process in both), told
