@@ -109,6 +109,7 @@ def test_operations_count_matrix_products_and_transforms() -> None:
 
 
 SHARDED = """
+import re, sys
 import jax; jax.config.update('jax_num_cpu_devices', 4)
 import jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -119,7 +120,7 @@ random = np.random.default_rng(0)
 arrays = [random.normal(size=shape).astype("float32") for shape in ((8, 40, 6), (40, 6), (40, 6), (6,))]
 
 def loss(*given):
-    return jnp.sum(long_conv(*given, implementation="fft") ** 2)
+    return jnp.sum(long_conv(*given, implementation=sys.argv[1]) ** 2)
 
 one = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*arrays)
 for sizes in ((2, 2, 1), (1, 2, 2)):
@@ -130,14 +131,18 @@ for sizes in ((2, 2, 1), (1, 2, 2)):
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(*split).compile()
         if sizes[2] == 1:
             assert " all-gather(" not in step.as_text()
+        sent = re.findall(r"= .*all-reduce\\(", step.as_text())
+        numbers = [np.prod([*map(int, d.split(","))]) for d in re.findall(r"(?:f32|c64)\\[([\\d,]+)\\]", str(sent))]
+        assert 40 * 3 <= max(numbers) <= 81 * 6, sent  # filters or their spectra, no T × T matrices
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(step(*split)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()))
 """
 
 
-def test_devices_transform_their_own_rows_alone() -> None:
+@pytest.mark.parametrize("implementation", ["fft", "direct"])
+def test_devices_convolve_their_own_rows_alone_and_add_up_no_matrices(implementation: str) -> None:
     # A process of its own: the number of CPU devices is fixed when jax starts.
-    subprocess.run([sys.executable, "-c", SHARDED], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", SHARDED, implementation], check=True, timeout=300)
 
 
 def test_what_does_not_fit_the_row_is_refused() -> None:

@@ -4,10 +4,8 @@ import math
 from typing import Literal
 
 import jax
-from jax.sharding import PartitionSpec
 
 from jaxbert.ops.long_conv import direct, fft, reference
-from jaxbert.sharding import BATCH_AXES, local_axes
 
 Implementation = Literal["reference", "direct", "fft"]
 IMPLEMENTATIONS = {"reference": reference.long_conv, "direct": direct.long_conv, "fft": fft.long_conv}
@@ -51,19 +49,7 @@ def long_conv(
     implementation = implementation or choose(row[0])
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"long_conv: no implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
-    convolve, rows = IMPLEMENTATIONS[implementation], local_axes(x_BTD.shape[0], BATCH_AXES)
-    if rows:
-        # Each device its rows: else devices add up the gradients of what the filters were made into, a T × T matrix a
-        # channel, in place of the filters' own.
-        whole = PartitionSpec()
-        convolve = jax.shard_map(
-            convolve,
-            in_specs=(PartitionSpec(rows), whole, whole, whole),
-            out_specs=PartitionSpec(rows),
-            axis_names={*rows},
-            check_vma=False,  # which would add up where a filter first meets rows, after it was made into a matrix
-        )
-    return convolve(x_BTD, forward_TD, backward_TD, bias_D)
+    return IMPLEMENTATIONS[implementation](x_BTD, forward_TD, backward_TD, bias_D)
 
 
 def choose(length: int) -> Implementation:
