@@ -2,8 +2,8 @@
 
 Compiles the very step that `jaxbert.train` runs, for devices that need not be attached and without a corpus or a
 tokenizer: sizes come from the recipe. --sweep ranks meshes and micro-batches, --cycles lists the machine programs by
-static cycles, --json=FILE writes everything. Nothing runs on a device: memory and counts are the compiler's, times are
-estimates.
+static cycles, --no-search compiles what is asked alone, --json=FILE writes everything. Nothing runs on a device: memory
+and counts are the compiler's, times are estimates.
 """
 
 import contextlib
@@ -543,6 +543,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--topology", required=True, metavar="CHIP:AxB", help="v5e:16x16, v5p:4x4x4, h100:8, …")
     parser.add_argument("--sweep", action="store_true", help="rank meshes and micro-batches: many compilations")
     parser.add_argument("--cycles", action="store_true", help="the machine programs by static cycles, and no search")
+    parser.add_argument("--no-search", action="store_true", help="compile no other micro-batches")
     parser.add_argument("--json", metavar="FILE", type=Path)
     known, overrides = parser.parse_known_args(argv)
     chip, _ = chips.parse(known.topology)
@@ -560,7 +561,7 @@ def main(argv: list[str]) -> None:
             lines = [report(tried)]
             if known.sweep:
                 lines.append(sweep(planner))
-            elif not known.cycles:
+            elif not (known.cycles or known.no_search):
                 lines.append(search(planner))
             for line in itertools.chain.from_iterable(lines):
                 print(line, flush=True)

@@ -93,6 +93,23 @@ def test_running_out_of_memory_is_an_answer(recipe: str, monkeypatch: pytest.Mon
     assert any("DOES NOT FIT" in line for line in lines) and any("CompileTimeHbmOom" in line for line in lines)
 
 
+def test_without_the_search_nothing_but_what_is_asked_is_compiled(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+
+    def refuse(*given: object) -> None:
+        asked.append(given)
+        raise jax.errors.JaxRuntimeError((Path(__file__).parent / "program" / "out_of_memory_v5e.txt").read_text())
+
+    monkeypatch.setattr(step.Step, "compile", refuse)
+    file = tmp_path / "plan.json"
+    plan.main([f"--config={recipe}", "--topology=v5e:1x1", f"--json={file}", "--no-search"])
+    assert len(asked) == len(json.loads(file.read_text())["attempts"]) == 1
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT" in said and "micro-batch, rematerialize" not in said
+
+
 def test_the_largest_micro_batch_is_the_last_that_fits(
     recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,10 +215,11 @@ def test_a_cell_of_the_compile_matrix_holds_what_its_row_shows(monkeypatch: pyte
 
     small = {"model.name": "bert_tiny", "tokenizer.vocab_size": 1000, "train.batch_size": 64}
     small |= {"model.hidden_dropout": 0.0, "model.attention_dropout": 0.0}  # what compiles longest
-    (found,) = compile_matrix.compile_cell("bert_base", "v5e", *(f"--config.{n}={v}" for n, v in small.items()))
+    cell = compile_matrix.compile_cell("bert_base", "v5e", *(f"--config.{n}={v}" for n, v in small.items()))
+    (found,) = cell["attempts"]
     assert found["fits"] and found["costs"]["flops"] <= 1.05 * found["costs"]["model_flops"]
     assert 0 < found["static"]["share_of_peak"] < 1
-    assert compile_matrix.row({"recipe": "bert_base", "chip": "v5e"}, found).count("|") == 9
+    assert compile_matrix.row(cell, found).count("|") == 9
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_train import machine, make_corpora, measure, recipe, show
+from compile_matrix import attempts
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("bert_large", "gmlp_large")
@@ -51,7 +52,6 @@ TOPOLOGIES = {"v5e:16x16": 256, "v5p:4x4x4": 64}  # devices
 FSDP = (1, 4, 16, 64)
 ROWS = 4  # at once on each device
 MOST_BYTES, LEAST_THROUGHPUT, MOST_HOST_TIME = 1.1, 0.95, 0.02  # goals
-LIMIT = 3600  # seconds for a cell
 
 
 # compiled
@@ -63,15 +63,13 @@ def meshes(devices: int) -> list[str]:
 
 
 def compile_cell(model: str, topology: str, mesh: str) -> dict[str, Any]:
-    """One attempt of `jaxbert.plan`, in this process."""
-    from jaxbert import config, plan, recipe_files
-
+    """The attempt of a cell, or {"error": …}."""
     data, fsdp, tensor = map(int, mesh.split("x"))
-    fields = {"model.name": model, "corpus.language": "en", "train.batch_size": ROWS * data * fsdp}
-    fields |= {"train.accumulate": 1, "sharding.data": data, "sharding.fsdp": fsdp, "sharding.tensor": tensor}
+    fields = {"model.name": model, "train.batch_size": ROWS * data * fsdp, "train.accumulate": 1}
+    fields |= {"sharding.data": data, "sharding.fsdp": fsdp, "sharding.tensor": tensor}
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    settings = config.resolve(recipe_files.load(str(ROOT / "configs/web_large.py"), overrides))
-    return plan.record(plan.Planner(settings, config.phases(settings)[0], topology).attempt())
+    (found,) = attempts("web_large", topology, "--no-search", *overrides)
+    return found
 
 
 def make_cells(wanted: list[tuple[str, str, str]], out: Path) -> list[dict[str, Any]]:
@@ -79,15 +77,10 @@ def make_cells(wanted: list[tuple[str, str, str]], out: Path) -> list[dict[str, 
     cells = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     made = {(cell["model"], cell["topology"], cell["mesh"]) for cell in cells}
     for cell in (cell for cell in wanted if cell not in made):
-        begin, command = time.perf_counter(), [sys.executable, __file__, "compiled", "--cell", *cell]
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
-            failed = done.stderr.strip().splitlines()[-1][:300] if done.returncode else ""
-        except subprocess.TimeoutExpired:
-            failed = f"over {LIMIT} s"
-        found = {"error": failed} if failed else json.loads(done.stdout.splitlines()[-1])
-        cells.append({**found, **dict(zip(("model", "topology", "mesh"), cell, strict=True))})
-        print(f"{' '.join(cell)}: {failed or f'{time.perf_counter() - begin:.0f} s'}", file=sys.stderr, flush=True)
+        begin = time.perf_counter()
+        cells.append({**compile_cell(*cell), **dict(zip(("model", "topology", "mesh"), cell, strict=True))})
+        told = cells[-1].get("error", f"{time.perf_counter() - begin:.0f} s")
+        print(f"{' '.join(cell)}: {told}", file=sys.stderr, flush=True)
         with open(out, "a", encoding="utf-8") as file:
             file.write(json.dumps(cells[-1]) + "\n")
     return cells
@@ -262,12 +255,8 @@ def main() -> None:
     )
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if flags.cell:
-        print(json.dumps(compile_cell(*flags.cell)))
-        return
     if flags.worker:
         worker(flags.worker[0], int(flags.worker[1]))
         return

@@ -2,11 +2,10 @@
 
     python tools/compile_matrix.py [--recipes bert_base gmlp_base] [--chips v5e v6e] [--quick] [--out=FILE] [--table]
 
-A cell is `python -m jaxbert.plan --cycles` of the recipe on four chips, in a process of its own; a line of --out each.
---chips v5e:16x16 takes 256 of them.
-Started again, it makes what is missing. --quick leaves the static share out, which takes most of the time: without
---quick such cells are made again. --table prints what is there and compiles nothing. Everything is compiled for
-devices that were not attached: nothing ran on one.
+A cell is `python -m jaxbert.plan --cycles` of the recipe on four chips, or on the 256 of v5e:16x16, in a process of its
+own; a line of --out each. Started again, it makes what is missing. --quick leaves the static share out, which takes
+most of the time: without --quick such cells are made again. --table prints what is there and compiles nothing.
+Everything is compiled for devices that were not attached: nothing ran on one.
 """
 
 import argparse
@@ -31,17 +30,14 @@ TOPOLOGIES = {
 LIMIT = 3600  # seconds for a cell
 
 
-def compile_cell(recipe: str, chip: str, *overrides: str, static: bool = True) -> list[dict]:
-    """The attempts of a recipe, with overrides, on a chip, one a phase, or one with "error"."""
+def attempts(recipe: str, topology: str, *flags: str) -> list[dict]:
+    """Those of `python -m jaxbert.plan` with flags, in a process of its own: one a phase, or one with "error"."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
-        flags = [f"--config=configs/{recipe}.py", f"--topology={TOPOLOGIES[chip]}", f"--json={file}"]
-        flags += ["--config.corpus.language=en", *overrides]
-        command = ["-m", "jaxbert.plan", "--cycles"] if static else [__file__, "--attempt"]
+        command = [sys.executable, "-m", "jaxbert.plan", f"--config=configs/{recipe}.py", f"--topology={topology}"]
+        command += [f"--json={file}", "--config.corpus.language=en", *flags]
         try:
-            done = subprocess.run(
-                [sys.executable, *command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
-            )
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
             return [{"error": f"over {LIMIT} s"}]
         if done.returncode:
@@ -49,17 +45,10 @@ def compile_cell(recipe: str, chip: str, *overrides: str, static: bool = True) -
         return json.loads(file.read_text())["attempts"]
 
 
-def attempt(argv: list[str]) -> None:
-    """`jaxbert.plan` without its search for other micro-batches, in this process."""
-    from jaxbert import config, plan, recipe_files
-
-    parser = argparse.ArgumentParser()
-    for name in ("--config", "--topology", "--json"):
-        parser.add_argument(name, required=True)
-    flags, overrides = parser.parse_known_args(argv)
-    settings = config.resolve(recipe_files.load(flags.config, overrides))
-    planners = [plan.Planner(settings, phase, flags.topology) for phase in config.phases(settings)]
-    Path(flags.json).write_text(json.dumps({"attempts": [plan.record(planner.attempt()) for planner in planners]}))
+def compile_cell(recipe: str, chip: str, *overrides: str, static: bool = True) -> dict:
+    """A cell: the attempts of a recipe, with overrides, on a chip."""
+    found = attempts(recipe, TOPOLOGIES[chip], "--cycles" if static else "--no-search", *overrides)
+    return {"recipe": recipe, "chip": chip, "static": static, "attempts": found}
 
 
 def row(cell: dict, found: dict) -> str:
@@ -85,9 +74,6 @@ def show(cells: list[dict]) -> str:
 
 def main() -> None:
     """The command; see the module's docstring."""
-    if sys.argv[1:2] == ["--attempt"]:
-        attempt(sys.argv[2:])
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--chips", nargs="+", choices=tuple(TOPOLOGIES), default=tuple(TOPOLOGIES)[:-1])
@@ -95,19 +81,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="without the static share of peak")
     parser.add_argument("--table", action="store_true")
     flags = parser.parse_args()
-    cells = [json.loads(line) for line in flags.out.read_text().splitlines()] if flags.out.exists() else []
+    lines = flags.out.read_text().splitlines() if flags.out.exists() else []
+    cells = {(cell["recipe"], cell["chip"]): cell for cell in map(json.loads, lines)}
     for chip, recipe in [] if flags.table else itertools.product(flags.chips, flags.recipes):
         static = not flags.quick and chip != "h100"
-        before = [cell for cell in cells if (cell["recipe"], cell["chip"]) == (recipe, chip)]
-        if before and (before[-1]["static"] or not static):
+        if (recipe, chip) in cells and cells[recipe, chip]["static"] >= static:
             continue
-        cells = [cell for cell in cells if cell not in before]
-        cells.append({"recipe": recipe, "chip": chip, "static": static})
-        cells[-1]["attempts"] = compile_cell(recipe, chip, static=static)
-        print(f"{recipe} {chip}: {cells[-1]['attempts'][0].get('error', 'compiled')}", file=sys.stderr, flush=True)
-        flags.out.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
-    cells.sort(key=lambda cell: (RECIPES.index(cell["recipe"]), list(TOPOLOGIES).index(cell["chip"])))
-    print(show(cells))
+        cells[recipe, chip] = cell = compile_cell(recipe, chip, static=static)
+        print(f"{recipe} {chip}: {cell['attempts'][0].get('error', 'compiled')}", file=sys.stderr, flush=True)
+        flags.out.write_text("".join(json.dumps(cell) + "\n" for cell in cells.values()))
+    print(show([cells[key] for key in itertools.product(RECIPES, TOPOLOGIES) if key in cells]))
 
 
 if __name__ == "__main__":
