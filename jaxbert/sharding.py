@@ -24,6 +24,7 @@ AnyMesh = Mesh | AbstractMesh
 
 LETTERS = {"N": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
 BATCH_AXES = ("data", "fsdp")
+_LOOKED_UP = PartitionSpec("data", None, "fsdp")  # rows of a table, (B, T, D)
 
 
 def mesh_sizes(sharding: Sharding, count: int, slices: int = 1) -> dict[str, int]:
@@ -233,9 +234,6 @@ def look_up(table_VD: jax.Array, ids_BT: jax.Array, dtype: Any) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _look_up(count: int, dtype: Any, table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(jnp.take(table_VD, ids_BT, axis=0), _LOOKED_UP)
-
-
-_LOOKED_UP = PartitionSpec("data", None, "fsdp")
 
 
 def _look_up_backward(count: int, dtype: Any, ids_BT: jax.Array, gradient_BTD: jax.Array) -> tuple[jax.Array, None]:
