@@ -7,9 +7,10 @@ which mesh axis splits which letter, so a new encoder is sharded by naming its p
 import difflib
 import fnmatch
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,6 @@ AnyMesh = Mesh | AbstractMesh
 
 LETTERS = {"N": "tensor", "F": "tensor", "V": "tensor", "D": "fsdp"}
 BATCH_AXES = ("data", "fsdp")
-_LOOKED_UP = PartitionSpec("data", None, "fsdp")  # rows of a table, (B, T, D)
 
 
 def mesh_sizes(sharding: Sharding, count: int, slices: int = 1) -> dict[str, int]:
@@ -216,45 +216,105 @@ def split_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
-def look_up(table_VD: jax.Array, ids_BT: jax.Array, dtype: Any) -> jax.Array:
-    """The table's rows of some ids, (V, D) and (B, T) integers → (B, T, D), with B split over data and D over fsdp.
+def sum_over_data(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+    """`function(batch, *whole) → sums` over rows, as one that has every part of `data` sum its own rows first.
 
-    That is how the table lies, so that no device needs to hold it: what is sent, when `split_rows` then has the rows,
-    and for their gradients, are B × T of them in place of V. A device adds its rows' gradients up in the table's dtype,
-    and devices add theirs up in `dtype`, that of the computation, as they do for what products give.
+    What the parts found is added up once, when all is done, arrays in `dtype`, that of the computation, and scalars in
+    their own: whatever `function` adds up itself, over layers or over `train.accumulate` parts of a batch, stays on its
+    device. Within it the axis `data` is manual and the others are the compiler's still; `first_row` tells where its
+    rows begin. `batch`: arrays (parts, B, …), of which `data` splits B.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not local_axes(ids_BT.shape[0], BATCH_AXES) or table_VD.shape[1] % mesh.shape["fsdp"]:
-        return jnp.take(table_VD, ids_BT, axis=0)
-    # The ids as well: else the compiler splits the look-up itself, and gathers what it looked up.
-    ids_BT = jax.lax.with_sharding_constraint(ids_BT, PartitionSpec("data"))
-    return _look_up(len(table_VD), dtype, table_VD, ids_BT)
+    if mesh.shape.get("data", 1) == 1:
+        return function
+
+    def add_up(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x.astype(dtype) if x.ndim else x, "data").astype(x.dtype)
+
+    def of_own_rows(batch: Any, *whole: Any) -> Any:
+        return jax.tree.map(add_up, function(batch, *whole))
+
+    specs = PartitionSpec(None, "data"), PartitionSpec()
+    # Without check_vma=False devices add up wherever a parameter first meets rows: in every layer, of every part.
+    return lambda batch, *whole: jax.shard_map(
+        of_own_rows,
+        in_specs=(specs[0], *(specs[1],) * len(whole)),
+        out_specs=specs[1],
+        axis_names={"data"},
+        check_vma=False,
+    )(batch, *whole)
+
+
+def first_row(rows: int) -> Any:
+    """The index in the whole batch of the first of `rows` rows where this is traced: 0 outside `sum_over_data`."""
+    manual = "data" in jax.sharding.get_abstract_mesh().manual_axes
+    return jax.lax.axis_index("data").astype(jnp.uint32) * jnp.uint32(rows) if manual else jnp.uint32(0)
+
+
+def look_up(table_VD: jax.Array, ids_BT: jax.Array, letters: str) -> jax.Array:
+    """The table's rows of some ids, (V, D) and (B, T) integers → (B, T, D), with B split over data and D over fsdp.
+
+    `letters` are those of the table's name: they say how it lies, and no device needs to hold the whole. What is sent,
+    when `split_rows` then has the rows, and for their gradients, are B × T of them in place of V. Where an axis splits
+    the words, each device looks among its own (Shoeybi et al. 2019, arXiv:1909.08053, §3).
+    """
+    (words, width), (V, D) = ((LETTERS.get(letter, "") for letter in letters), table_VD.shape)
+    split = _Split(local_axes(len(ids_BT), ("data",)), local_axes(V, (words,)), local_axes(D, (width,)))
+    return _look_up(split, V, table_VD, ids_BT) if any(split) else jnp.take(table_VD, ids_BT, axis=0)
+
+
+class _Split(NamedTuple):
+    """The mesh axes that split ids, a table's words and its width."""
+
+    rows: tuple[str, ...]
+    words: tuple[str, ...]
+    width: tuple[str, ...]
+
+    def among_own(self, ids_BT: jax.Array, count: int) -> jax.Array:
+        """The ids as places among this device's `count` words; `count` where another device has the word."""
+        if not self.words:
+            return ids_BT
+        place_BT = ids_BT - jax.lax.axis_index(self.words) * count
+        return jnp.where((place_BT >= 0) & (place_BT < count), place_BT, count)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _look_up(count: int, dtype: Any, table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    return jax.lax.with_sharding_constraint(jnp.take(table_VD, ids_BT, axis=0), _LOOKED_UP)
+def _look_up(split: _Split, count: int, table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    def rows_of(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+        place_BT = split.among_own(ids_BT, len(table_VD))
+        x_BTD = jnp.take(table_VD, place_BT, axis=0, fill_value=0 if split.words else None)
+        return jax.lax.psum(x_BTD, split.words)
+
+    return jax.shard_map(
+        rows_of,
+        in_specs=(PartitionSpec(split.words, split.width), PartitionSpec(split.rows)),
+        out_specs=PartitionSpec(split.rows, None, split.width),
+        axis_names={*itertools.chain(*split)},
+        check_vma=False,
+    )(table_VD, ids_BT)
 
 
-def _look_up_backward(count: int, dtype: Any, ids_BT: jax.Array, gradient_BTD: jax.Array) -> tuple[jax.Array, None]:
+def _look_up_backward(
+    split: _Split, count: int, ids_BT: jax.Array, gradient_BTD: jax.Array
+) -> tuple[jax.Array, None]:
+    own = count // math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in split.words)
+
     def add_up(ids_BT: jax.Array, gradient_BTD: jax.Array) -> jax.Array:
-        zeros_VD = jnp.zeros((count, gradient_BTD.shape[2]), gradient_BTD.dtype)
-        words = local_axes(count, (LETTERS["V"],))
-        sum_VD = jax.lax.with_sharding_constraint(zeros_VD.at[ids_BT].add(gradient_BTD), PartitionSpec(words))
-        return jax.lax.psum(sum_VD.astype(dtype), "data")
+        zeros_VD = jnp.zeros((own, gradient_BTD.shape[2]), gradient_BTD.dtype)
+        return jax.lax.psum(zeros_VD.at[split.among_own(ids_BT, own)].add(gradient_BTD, mode="drop"), split.rows)
 
     sum_VD = jax.shard_map(
         add_up,
-        in_specs=(PartitionSpec("data"), _LOOKED_UP),
-        out_specs=PartitionSpec(None, "fsdp"),
-        axis_names={*BATCH_AXES},
+        in_specs=(PartitionSpec(split.rows), PartitionSpec(split.rows, None, split.width)),
+        out_specs=PartitionSpec(split.words, split.width),
+        axis_names={*itertools.chain(*split)},
         check_vma=False,
     )(ids_BT, gradient_BTD)
-    return sum_VD.astype(gradient_BTD.dtype), None
+    return sum_VD, None
 
 
 _look_up.defvjp(
-    lambda count, dtype, table_VD, ids_BT: (_look_up(count, dtype, table_VD, ids_BT), ids_BT), _look_up_backward
+    lambda split, count, table_VD, ids_BT: (_look_up(split, count, table_VD, ids_BT), ids_BT), _look_up_backward
 )
 
 

@@ -11,8 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbert import config, optim, sharding
+from jaxbert.ops.platform import target
 
 State = dict[str, Any]  # model, optimizer, counters
+# A product of what fsdp splits gathers it whole. In place of that libtpu 0.0.52 would send it round in windows: with
+# BERT-large on 16 × 16 v5e 2.25 GB a step, none of it beside computation, for 1.85 GB, of which half is.
+COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
 def initial_state(objective: Any, optimizer: Any, key: jax.Array) -> State:
@@ -37,7 +41,7 @@ def make_update(
     """
     train, clip = settings.train, settings.optimizer.clip_norm
 
-    def gradients(model: Any, batch: dict[str, jax.Array], step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+    def gradients(batch: dict[str, jax.Array], model: Any, step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         def loss_sum(model: Any, part: dict[str, jax.Array], index: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.dropout_seed), step), index)
             total, count, more = objective.loss(model, part, key)
@@ -63,7 +67,7 @@ def make_update(
         rate = schedule(counters["step"])
         tokens = jnp.sum(batch["tokens_B"])
         inputs = {name: array for name, array in batch.items() if name != "tokens_B"}
-        grads, sums = gradients(model, inputs, counters["step"])
+        grads, sums = sharding.sum_over_data(gradients, jnp.dtype(train.dtype))(inputs, model, counters["step"])
         count = jnp.maximum(sums.pop("count"), 1)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))) / count
         scale = (jnp.minimum(1.0, clip / (norm + 1e-6)) if clip else 1.0) / count  # as PyTorch's clip_grad_norm_
@@ -129,6 +133,7 @@ def make_step(settings: config.Config, objective: Any, steps: int, mesh: jax.sha
         donate_argnums=0,
         in_shardings=(shardings, rows),
         out_shardings=(shardings, None),
+        compiler_options=COMPILER_OPTIONS.get(target().platform),
     )
     return Step(objective, init, abstract, shardings, rows, update)
 

@@ -5,16 +5,18 @@ import importlib.util
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from jaxbert import chips, config, plan, recipe_files, sharding, train
+from jaxbert import chips, config, optim, plan, recipe_files, sharding, step, train
 from jaxbert.errors import BadInput
 from tests.drills.processes import free_address
 
@@ -251,16 +253,34 @@ def test_the_plan_of_a_recipe_with_overrides_keeps_them_on_other_meshes() -> Non
     assert all(mesh.overrides == (override,) for mesh in plan.meshes(settings, 8))
 
 
-def test_devices_add_the_gradients_of_looked_up_rows_up_in_the_dtype_of_the_computation() -> None:
-    def total(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-        return jnp.sum(sharding.look_up(table_VD, ids_BT, jnp.bfloat16))
+def equations(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every equation, with the names of those that it stands in."""
+    for equation in jaxpr.eqns:
+        yield inside, equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner, (*inside, equation.primitive.name))
 
-    table_VD, ids_BT = jax.ShapeDtypeStruct((16, 8), jnp.float32), jax.ShapeDtypeStruct((8, 3), jnp.int32)
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_data_adds_every_gradient_up_once_a_step_in_the_dtype_of_the_computation(accumulate: int) -> None:
+    train: Any = config.Train(batch_size=8, steps=4, accumulate=accumulate, dtype="bfloat16")
+    settings = config.resolve(config.Config(model=config.named_model("bert_tiny"), train=train))
+    objective = plan.objective_of(settings)
+    shapes = objective.batch_shapes(8 // accumulate, 16, one_document=False)
+    batch = {n: jax.ShapeDtypeStruct((accumulate, *x.shape), x.dtype) for n, x in shapes.items()}
+    optimizer = optim.make_optimizer(settings.optimizer, objective.vocab_size)
+    update = step.make_update(objective, optimizer, optim.make_schedule(settings.schedule, 1e-3, 4), settings)
+    state = jax.eval_shape(lambda: step.initial_state(objective, optimizer, jax.random.key(0)))
     with jax.sharding.use_abstract_mesh(MESH):
-        traced = jax.make_jaxpr(jax.grad(total))(table_VD, ids_BT)
-    (each,) = (e.params["jaxpr"] for e in traced.eqns if e.primitive.name == "shard_map")
-    (added,) = (e.invars[0].aval for e in each.eqns if e.primitive.name == "scatter-add")
-    (sent,) = (e.invars[0].aval for e in each.eqns if e.primitive.name.startswith("psum"))
-    assert (added.shape, added.dtype) == ((16, 4), jnp.float32)  # its part of D
-    assert (sent.shape, sent.dtype) == ((16, 4), jnp.bfloat16)
-    assert traced.out_avals[0].dtype == jnp.float32
+        traced = jax.make_jaxpr(update)(state, batch)
+    added = [
+        (inside, variable.aval)
+        for inside, equation in equations(traced.jaxpr)
+        if equation.primitive.name.startswith("psum") and "data" in equation.params["axes"]
+        for variable in equation.invars
+    ]
+    assert {inside for inside, _ in added} == {("shard_map",)}, "within a loop it would be once a layer or a part"
+    arrays = [x for _, x in added if x.ndim]
+    assert sorted(x.shape for x in arrays) == sorted(x.shape for x in jax.tree.leaves(state["model"]))
+    assert {x.dtype for x in arrays} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for _, x in added if not x.ndim} == {jnp.dtype(jnp.float32)}, "counts past 256 are no bfloat16"

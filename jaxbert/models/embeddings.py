@@ -42,10 +42,10 @@ class Embeddings(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
         """(B, T) integers of a batch → (B, T, D) in `dtype`. Without `token_type_ids_BT` every type is 0."""
-        x_BTD = look_up(self.word_VD[...], batch["input_ids_BT"], dtype)
-        x_BTD = x_BTD + look_up(self.position_TD[...], batch["position_ids_BT"], dtype)
+        x_BTD = look_up(self.word_VD[...], batch["input_ids_BT"], "VD")
+        x_BTD = x_BTD + look_up(self.position_TD[...], batch["position_ids_BT"], "TD")
         if "token_type_ids_BT" in batch:
-            x_BTD = x_BTD + look_up(self.type_GD[...], batch["token_type_ids_BT"], dtype)
+            x_BTD = x_BTD + look_up(self.type_GD[...], batch["token_type_ids_BT"], "GD")
         else:
             x_BTD = x_BTD + self.type_GD[0]
         return split_rows(x_BTD.astype(dtype))
@@ -60,4 +60,4 @@ class WordEmbeddings(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
         """(B, T) integers of a batch → (B, T, D) in `dtype`."""
-        return split_rows(look_up(self.word_VD[...], batch["input_ids_BT"], dtype).astype(dtype))
+        return split_rows(look_up(self.word_VD[...], batch["input_ids_BT"], "VD").astype(dtype))

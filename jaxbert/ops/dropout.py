@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxbert.ops.platform import target
+from jaxbert.sharding import first_row
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero each element with probability `rate` and scale the rest by 1 / (1 − rate) (Srivastava et al. 2014, §4).
 
     Args:
-      x: any shape, floating point.
+      x: any shape, floating point; where a batch is split, its first axis are the rows.
       rate: in [0, 1), rounded to a multiple of 2⁻¹⁶; the scale uses the rounded rate, so the expectation is exact.
       key: a threefry key (`jax.random.key`'s default); None returns `x` unchanged.
 
@@ -65,7 +66,8 @@ def _words(key: jax.Array, blocks: tuple[int, ...]) -> tuple[jax.Array, jax.Arra
     place = jnp.zeros(blocks, jnp.uint32)  # among all axes but the first, whose index is the counter's other word
     for axis in range(1, len(blocks)):
         place = place * jnp.uint32(blocks[axis]) + jax.lax.broadcasted_iota(jnp.uint32, blocks, axis)
-    return threefry2x32(jax.random.key_data(key), jax.lax.broadcasted_iota(jnp.uint32, blocks, 0), place)
+    row = jax.lax.broadcasted_iota(jnp.uint32, blocks, 0) + first_row(blocks[0])
+    return threefry2x32(jax.random.key_data(key), row, place)
 
 
 def threefry2x32(key_2: jax.Array, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -87,8 +87,9 @@ def test_other_keys_draw_other_masks() -> None:
 
 SHARDED = """
 import sys
-import jax, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxbert import config, sharding
 from jaxbert.ops import dropout as module
 from jaxbert.ops.dropout import dropout
 from jaxbert.ops.platform import Target
@@ -102,6 +103,16 @@ for axes in (("a",), ("a", "b"), (None, None, "b"), ("b", None, "a")):
         jax.device_put(x, NamedSharding(mesh, spec)))
     assert len(many.sharding.device_set) == 8
     np.testing.assert_array_equal(one, many)
+
+mesh = sharding.make_mesh(config.Sharding(4, 2, 1), 8)
+weights = np.random.default_rng(1).integers(1, 9, x.shape).astype(np.float32)  # sums are exact
+def total(batch, scale):
+    return jnp.sum(dropout(batch["x"][0] * scale, 0.5, key) * batch["weights"][0])
+with jax.set_mesh(mesh):
+    batch = {"x": x[None], "weights": weights[None]}
+    placed = sharding.put_batch(batch, sharding.batch_sharding(mesh, leading=1))
+    parts = jax.jit(lambda batch, scale: sharding.sum_over_data(total, np.float32)(batch, scale))(placed, 1.0)
+assert parts == total(batch, 1.0), (parts, total(batch, 1.0))
 """
 
 

@@ -170,8 +170,8 @@ def _locally(static: Static, call: Any, q_BTE: jax.Array, arrays: tuple[jax.Arra
     """`call` on each device's own rows and heads. Letters: E (B, T, N·H), I (B, T), L (B, N·H / 128, heads, T)."""
     rows = local_axes(q_BTE.shape[0], BATCH_AXES)
     heads = local_axes(q_BTE.shape[2] // LANES, (LETTERS["N"],))
-    call = functools.partial(call, static)
-    if not rows and not heads:
+    call, split = functools.partial(call, static), set(jax.sharding.get_abstract_mesh().auto_axes)
+    if not split:
         return call(*arrays)
     specs = {
         "E": PartitionSpec(rows, None, heads),
@@ -182,7 +182,7 @@ def _locally(static: Static, call: Any, q_BTE: jax.Array, arrays: tuple[jax.Arra
         call,
         in_specs=tuple(specs[letter] for letter in ins),
         out_specs=tuple(specs[letter] for letter in outs),
-        axis_names=set(jax.sharding.get_abstract_mesh().auto_axes),  # those of one device too: Mosaic wants all
+        axis_names=split,  # axes of one device too: Mosaic wants all
         check_vma=False,  # pallas_call declares no varying axes of its results
     )(*arrays)
 
