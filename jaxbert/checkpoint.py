@@ -9,6 +9,7 @@ import contextlib
 import copy
 import importlib
 import logging
+import math
 import os
 from typing import Any
 
@@ -69,9 +70,11 @@ def _not_by_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-def _context(alone: bool = False) -> ocp.Context:
-    """`alone`: this process waits for no other, so that one that fails leaves none waiting."""
+def _context(alone: bool = False, timeout: float | None = None) -> ocp.Context:
+    """`alone`: this process waits for no other, so that one that fails leaves none waiting. `timeout`: of saves, s."""
     context = ocp.Context()
+    if timeout is not None:
+        context.asynchronous.timeout_secs = math.ceil(timeout)
     registry = ocp.handlers.local_registry().add(ocp.handlers.JsonHandler, checkpointable_name=LOOP)
     context.checkpointables.registry = registry
     if alone and jax.process_count() > 1:
@@ -83,13 +86,17 @@ def _context(alone: bool = False) -> ocp.Context:
 
 
 def _of_all_processes(problem: str | None) -> str | None:
-    """What stopped this process or, if nothing did, another one; None where every process got through."""
+    """What stopped this process or another one; None where every process got through.
+
+    The same in all of them, with the number of its process: that of the first to say more than that it waited in vain,
+    as those do that wait for one that failed.
+    """
     if jax.process_count() == 1:
         return problem
-    stopped = np.flatnonzero(multihost_utils.process_allgather(np.array(problem is not None)))
-    if problem is None and len(stopped):
-        return f"process {stopped[0]} failed; its own messages say why"
-    return problem
+    own = np.frombuffer((problem or "").encode()[:600].ljust(600), np.uint8)
+    told = [bytes(row).decode(errors="replace").strip() for row in multihost_utils.process_allgather(own)]
+    problems = [f"process {number}: {text}" for number, text in enumerate(told) if text]
+    return next((text for text in problems if "TimeoutError" not in text), problems[0] if problems else None)
 
 
 def absolute(directory: str | os.PathLike[str]) -> epath.Path:
@@ -209,7 +216,7 @@ class Checkpoints:
                 kept.append(keep.EveryNSteps(self.checkpoint.keep_every))
             self._open = ocp.training.Checkpointer(
                 self.directory,
-                context=_context(),
+                context=_context(timeout=self.checkpoint.timeout),
                 save_decision_policy=save.FixedIntervalPolicy(1),  # the loop decides when; Orbax's own would skip
                 cleanup_tmp_directories=True,
                 preservation_policy=keep.AnyPreservationPolicy(kept),

@@ -277,6 +277,7 @@ class Checkpoint:
     keep_last: int = 2  # saves
     keep_every: int = 0  # steps, a multiple of `every`: saves that stay for good; 0: none
     max_failures: int = 3  # saves in a row that may fail (a full disk); one more ends the run
+    timeout: float = 600  # seconds for a save to be on disk; where one process fails, the others wait so long for it
     directory: str = ""  # of one run, shared by all processes: a path or gs://…; empty: WORKDIR/checkpoints
 
 

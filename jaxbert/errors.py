@@ -1,5 +1,6 @@
 """How every command ends: one message for bad input, and the exit codes people script against."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def ending(error: BaseException) -> tuple[int, str] | None:
 def end(error: BaseException) -> NoReturn:
     """End the process from any thread, now, as `run` would for an error of `ending`: the line is the last one."""
     code, line = ending(error)  # type: ignore[misc]
-    os.write(2, f"{line}\n".encode())
+    with contextlib.suppress(OSError):  # the disk of its log may be what is full
+        os.write(2, f"{line}\n".encode())
     os._exit(code)
 
 

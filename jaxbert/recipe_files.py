@@ -142,6 +142,7 @@ def validate(config: Config) -> None:
         "checkpoint.keep_last": (1, 2**16),
         "checkpoint.keep_every": (0, 2**31),
         "checkpoint.max_failures": (0, 2**16),
+        "checkpoint.timeout": (1.0, 1e6),
         "corpus.validation_share": (0.0, 0.9),
         **{f"limits.{name}": (0.0, 1e9) for name in ("compile", "restore", "step", "evaluate", "save")},
         "limits.silence": (5.0, 45.0),  # all survivors are to be gone within a minute

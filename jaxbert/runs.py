@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "checkpoint.keep_last",
     "checkpoint.keep_every",
     "checkpoint.max_failures",
+    "checkpoint.timeout",
     "evaluation.every",
     "evaluation.rows",
     "evaluation.batch_size",

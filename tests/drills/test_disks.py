@@ -7,11 +7,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxbert import checkpoint, config, train
 from jaxbert.errors import BAD_INPUT, BadInput
 from tests.drills.moments import run
+from tests.drills.processes import free_address, launcher
 from tests.test_train import change, fingerprints, records
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small tmpfs")
@@ -106,6 +108,40 @@ def test_a_last_checkpoint_that_does_not_fit_is_no_success(
     (small_disk / "filler").unlink()
     train.train(settings, workdir)
     assert records(workdir) == records(undisturbed)
+
+
+# A limit of its own on what one process may write to a file, below what a checkpoint takes.
+SHORT_OF_ROOM = """
+import resource
+from jaxbert import checkpoint
+real = checkpoint.Checkpoints.save
+def save(self, step, *arguments):
+    self.wait()
+    limit = 100_000 if step == 9 else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    return real(self, step, *arguments)
+checkpoint.Checkpoints.save = save
+"""
+
+
+def test_a_save_that_fails_in_one_process_alone_is_given_up_by_all_and_named(
+    settings: config.Config, undisturbed: Path, tmp_path: Path
+) -> None:
+    few = change(settings, checkpoint={"timeout": 15}, sharding={"data": 1, "fsdp": 2})
+    address = free_address()
+    with launcher(tmp_path / "processes") as processes:
+        for number, before in enumerate(("", SHORT_OF_ROOM)):
+            flags = (f"--coordinator={address}", "--processes=2", f"--process={number}")
+            processes.start(few, tmp_path / "run", *flags, number=number, devices=1, before=before)
+        for process in processes.started:
+            assert process.wait(600) == 0, process.output()
+    told = [line for line in processes.started[0].output().splitlines() if "not saved" in line]
+    assert len(told) == 1 and "checkpoint of step 9 was not saved: process 1: " in told[0], told
+    assert "Failed to write" in told[0] and "training goes on (failure 1 in a row" in told[0], told
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints")[-1] == 24
+    ours, theirs = ([r["loss"] for r in records(d, "train")] for d in (tmp_path / "run", undisturbed))
+    assert len(ours) == 24
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 @as_root
