@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class Attempt:
     compiled: Any
     refusal: str  # the compiler's message
     seconds: float  # that compiling took
+    again: Callable[[dict[str, Any]], Any]  # compiles once more, with compiler options
 
     @property
     def fits(self) -> bool:
@@ -70,15 +71,28 @@ class Attempt:
         return self.compiled is not None and self.memory.total <= self.chip.hbm
 
     @functools.cached_property
+    def text(self) -> str:
+        """What was compiled, as HLO text.
+
+        jax cannot read all programs back (libtpu 0.0.52's for v5p whose look-ups run on the sparse cores); those are
+        compiled once more and taken from what libtpu dumps. Raises BadInput where it dumps nothing.
+        """
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return self.compiled.as_text()
+        with tempfile.TemporaryDirectory() as folder:
+            self.again({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            dumps = [*Path(folder).glob("*.after_codegen.txt")]
+            if len(dumps) != 1:
+                raise BadInput(
+                    f"topology: compiled for {self.chip.name}, but neither can jax read the program back nor did "
+                    "libtpu dump it; memory stands as told, counts need another chip or libtpu 0.0.52"
+                )
+            return dumps[0].read_text()
+
+    @functools.cached_property
     def parsed(self) -> program.Program:
-        """What was compiled, read once. Raises BadInput where jax cannot: libtpu 0.0.52's gMLP for v5p is so."""
-        try:
-            return program.parse(self.compiled.as_text())
-        except jax.errors.JaxRuntimeError as error:
-            raise BadInput(
-                f"topology: compiled for {self.chip.name}, but jax cannot read the program back "
-                f"({str(error).splitlines()[0]}); memory stands as told, counts need another chip or libtpu"
-            ) from None
+        """What was compiled, read once."""
+        return program.parse(self.text)
 
     @functools.cached_property
     def exchanges(self) -> list[collectives.Collective]:
@@ -179,6 +193,11 @@ class Planner:
         part = objective.batch_shapes(rows // accumulate, self.phase.row_length, one_document=not settings.data.pack)
         batch = {n: jax.ShapeDtypeStruct((accumulate, *s.shape), s.dtype) for n, s in part.items()}
         compiled, refusal, begin = None, "", time.perf_counter()
+
+        def compile_with(options: dict[str, Any]) -> Any:
+            with jax.set_mesh(mesh):
+                return made.compile(batch, options)
+
         with jax.set_mesh(mesh):
             made = step.make_step(settings, objective, run_steps(settings) or 2**30, mesh)
             kept = kept_for_backward(objective, made.abstract["model"], part)
@@ -192,7 +211,8 @@ class Planner:
         memory = _memory(made, batch, kept, compiled, refusal)
         seconds = time.perf_counter() - begin
         length, chip = self.phase.row_length, self.chip
-        return Attempt(settings, dict(mesh.shape), rows, length, memory, chip, compiled, refusal, seconds)
+        where = settings, dict(mesh.shape), rows, length
+        return Attempt(*where, memory, chip, compiled, refusal, seconds, compile_with)
 
     def largest(self, policy: str, mesh: config.Sharding | None = None) -> Attempt | None:
         """With the largest micro-batch that compiles, of those that divide the batch; None: not even one row a device.
@@ -570,7 +590,7 @@ def main(argv: list[str]) -> None:
             if known.cycles and tried.compiled:
                 trips = functools.partial(kernel_trips, of_chip(chip.name, 2), tried.row_length)
                 flops = tried.costs.model_flops
-                ranked = cycles.of_compiled(folder, tried.compiled.as_text(), chip, trips=trips)
+                ranked = cycles.of_compiled(folder, tried.text, chip, trips=trips)
                 print(cycles.table(ranked, flops=flops))
                 if any(row.program.name.startswith("attention_") for row in ranked.rows):
                     print("attention kernels: as on rows of one document each")

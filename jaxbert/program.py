@@ -512,13 +512,13 @@ def traffic(i: Instruction, computation: Computation, program: Program) -> float
         read = sum(_read(parameters[numbers[o.name]], inside, program, o) for o in operands)
         written = (update.shapes[0] if update else shape for shape, update in _results(i, program) if not shape.space)
         return read + sum(array.stored for array in written)
-    if i.opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * _hbm(i.shapes[:1]) if operands[0].shapes[0].space == 0 else _hbm(i.shapes[:1])
+    if i.opcode in ("dynamic-slice", "slice", "gather", "slice-start"):
+        part = i.shapes[i.opcode == "slice-start"]  # ((operand), result, context)
+        return part.stored * (operands[0].shapes[0].space == 0) + part.stored * (part.space == 0)
     if i.opcode == "dynamic-update-slice":
         return 2 * _hbm(computation.instructions[i.operands[1]].shapes)
-    if i.opcode == "slice-start":  # ((operand), result, context)
-        size = i.shapes[1].stored
-        return size * (operands[0].shapes[0].space == 0) + size * (i.shapes[1].space == 0)
+    if i.opcode in ("async-start", "async-update"):  # what they call is scheduled, too
+        return 0
     results = i.shapes[:1] if i.opcode == "copy-start" else i.shapes  # (destination, source, context)
     if i.opcode in ("all-gather-start", "collective-permute-start"):
         results = i.shapes[1:2]

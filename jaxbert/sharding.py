@@ -294,9 +294,7 @@ def _look_up(split: _Split, count: int, table_VD: jax.Array, ids_BT: jax.Array) 
     )(table_VD, ids_BT)
 
 
-def _look_up_backward(
-    split: _Split, count: int, ids_BT: jax.Array, gradient_BTD: jax.Array
-) -> tuple[jax.Array, None]:
+def _look_up_backward(split: _Split, count: int, ids_BT: jax.Array, gradient_BTD: jax.Array) -> tuple[jax.Array, None]:
     own = count // math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in split.words)
 
     def add_up(ids_BT: jax.Array, gradient_BTD: jax.Array) -> jax.Array:

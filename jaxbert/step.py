@@ -109,10 +109,13 @@ class Step:
     rows: jax.sharding.NamedSharding  # of a batch's arrays, (accumulate, rows, …)
     update: Any  # jitted; donates the state
 
-    def compile(self, batch: dict[str, Any]) -> Any:
-        """The executable for batches of these shapes (arrays or ShapeDtypeStructs, with the axis of `accumulate`)."""
+    def compile(self, batch: dict[str, Any], options: dict[str, Any] | None = None) -> Any:
+        """The executable for batches of these shapes (arrays or ShapeDtypeStructs, with the axis of `accumulate`).
+
+        `options`: of the compiler, beside those of `make_step`.
+        """
         shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
-        return self.update.lower(self.abstract, shapes).compile()
+        return self.update.lower(self.abstract, shapes).compile(options)
 
 
 def make_step(settings: config.Config, objective: Any, steps: int, mesh: jax.sharding.Mesh) -> Step:

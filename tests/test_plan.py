@@ -127,15 +127,23 @@ def test_the_largest_micro_batch_is_the_last_that_fits(
     assert any("--config.train.accumulate=8" in line for line in told)
 
 
-def test_a_program_that_cannot_be_read_back_still_says_whether_it_fits(one_chip: plan.Attempt) -> None:
+def test_a_program_that_jax_cannot_read_back_is_what_the_compiler_dumps(one_chip: plan.Attempt) -> None:
     def as_text() -> str:
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update\nmore")
 
+    dumps = iter([["m.after_codegen.txt", "m.debug_options"], []])
+
+    def again(options: dict[str, str]) -> None:
+        for name in next(dumps):
+            (Path(options["xla_dump_to"]) / name).write_text(one_chip.compiled.as_text())
+
     memory_analysis = one_chip.compiled.memory_analysis
     unread = types.SimpleNamespace(as_text=as_text, memory_analysis=memory_analysis)
-    lines = plan.report(dataclasses.replace(one_chip, compiled=unread))
+    read, not_dumped = (dataclasses.replace(one_chip, compiled=unread, again=again) for _ in range(2))
+    assert list(plan.report(read)) == list(plan.report(one_chip))
+    lines = plan.report(not_dumped)
     assert any("fits" in line for line in itertools.islice(lines, 6))
-    with pytest.raises(BadInput, match=r"topology: compiled for v5e, but jax cannot read .*async-update\); memory"):
+    with pytest.raises(BadInput, match=r"topology: compiled for v5e, but neither .* memory stands as told"):
         list(lines)
 
 

@@ -127,6 +127,28 @@ ENTRY %main (a: f32[8,128], b: f32[8,128]) -> f32[8,128] {
     assert program.parse(text).hbm_bytes() == 2 * 8 * 128 * 4
 
 
+DUMPED = """HloModule m
+
+%fetch (x: f32[64,128]) -> f32[8,128] {
+  %x = f32[64,128]{1,0:T(8,128)} parameter(0)
+  ROOT %slice = f32[8,128]{1,0:T(8,128)S(1)} slice(%x), slice={[0:8], [0:128]}
+}
+
+ENTRY %main (a: f32[64,128]) -> f32[8,128] {
+  %a = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[64,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) async-start(%a), calls=%fetch
+  %done = f32[8,128]{1,0:T(8,128)S(1)} async-done(%start)
+  ROOT %b = f32[8,128]{1,0:T(8,128)} negate(%done)
+}
+"""
+
+
+def test_a_slice_that_runs_beside_others_reads_its_part_alone_as_jax_and_as_libtpu_write_it() -> None:
+    shorter = DUMPED.replace("async-start(%a), calls=%fetch", "slice-start(%a), slice={[0:8], [0:128]}")
+    shorter = shorter.replace("async-done", "slice-done")
+    assert program.parse(DUMPED).hbm_bytes() == program.parse(shorter).hbm_bytes() == 2 * 8 * 128 * 4
+
+
 def test_arrays_are_stored_in_whole_tiles() -> None:
     heads_last = program.Array("bf16", (8, 512, 64), (2, 1, 0), (8, 128))
     heads_before = program.Array("bf16", (8, 512, 64), (1, 2, 0), (8, 128))
