@@ -6,12 +6,11 @@
 
 Published, for their base: rows of 1,024, masking 30 %, no dropout, StableAdamW with 0.9, 0.98 and 1e-6, which clips
 updates and leaves gradients alone, decay 1e-5 that follows the schedule and spares biases and norms, peak rate 8e-4
-after 3 billion tokens, constant, then a decay over 50 billion; batches of 768 rows that grow to 4,608 over the first
-50 billion tokens, each size with as many steps; 1.7 trillion tokens. Not theirs: the encoder, which is Devlin et al.'s,
-the vocabulary, a decay that is linear where theirs is 1 − √t, z-loss 1e-4 (their code has it as a switch:
-src/bert_layers/configuration_bert.py, `return_z_loss`), and no stage of longer rows. A shorter run than 100 billion
-tokens needs a shorter ramp. Hardware: a TPU v5e-16 or better, one row a chip at once at first and six at last. We have
-not run it at this size.
+after 3 billion tokens, constant, then falling as 1 − √t over 50 billion; batches of 768 rows that grow to 4,608 over
+the first 50 billion tokens, each size with as many steps; 1.7 trillion tokens. Not theirs: the encoder, which is Devlin
+et al.'s, the vocabulary, z-loss 1e-4 (their code has it as a switch: src/bert_layers/configuration_bert.py,
+`return_z_loss`), and no stage of longer rows. A shorter run than 100 billion tokens needs a shorter ramp. Hardware: a
+TPU v5e-16 or better, one row a chip at once at first and six at last. We have not run it at this size.
 """
 
 from jaxbert import recipes
@@ -54,7 +53,9 @@ def get_config() -> Config:
             decay_follows="schedule",
             clip_norm=0.0,
         ),
-        schedule=Schedule(name="wsd", warmup=round(3e9 / (768 * T)), decay=round(50e9 / (4608 * T))),
+        schedule=Schedule(
+            name="wsd", warmup=round(3e9 / (768 * T)), decay=round(50e9 / (4608 * T)), decay_shape="1-sqrt"
+        ),
         evaluation=Evaluation(every=2_000),
         checkpoint=Checkpoint(every=1_000),
     )

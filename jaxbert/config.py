@@ -248,6 +248,7 @@ class Schedule:
     name: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     warmup: float = 0.06  # share of the run if below 1, else steps
     decay: float = 0.2  # of wsd: share of the run, or steps, at the end
+    decay_shape: Literal["linear", "1-sqrt"] = "linear"  # of wsd: 1 − t or 1 − √t of the share t of the decay
     final: float = 0.0  # last learning rate, as a share of the peak
 
 

@@ -138,7 +138,10 @@ def make_schedule(schedule: Schedule, peak: float, steps: int) -> Callable[[Any]
         elif schedule.name == "cosine":
             shape = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
         elif schedule.name == "wsd":  # warm-up, stable, decay (Hu et al. 2024, §4): the end alone depends on `steps`
-            shape = 1.0 - (1.0 - final) * jnp.clip((step - (steps - decay)) / max(1, decay), 0.0, 1.0)
+            share = jnp.clip((step - (steps - decay)) / max(1, decay), 0.0, 1.0)
+            if schedule.decay_shape == "1-sqrt":  # Hägele et al. 2024, arXiv:2405.18392
+                share = jnp.sqrt(share)
+            shape = 1.0 - (1.0 - final) * share
         else:
             shape = jnp.ones(())
         return peak * shape * jnp.minimum(1.0, (step + 1.0) / max(1, warmup))

@@ -212,6 +212,11 @@ def test_wsd_before_its_decay_does_not_depend_on_the_length_of_the_run() -> None
     np.testing.assert_allclose(short[[80, 90, 100]], [2.0, 1.0, 0.0], atol=1e-6)
 
 
+def test_one_minus_the_root_falls_fast_first_and_to_the_final_share() -> None:
+    found = rates(Schedule(name="wsd", warmup=5, decay=20, decay_shape="1-sqrt", final=0.1))
+    np.testing.assert_allclose(found[[80, 85, 100]], [2.0, 2.0 * (1.0 - 0.9 * 0.5), 0.2], rtol=1e-6)
+
+
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     with pytest.raises(BadInput, match="schedule.warmup: 11"):
         optim.make_schedule(Schedule(warmup=11), 1.0, 10)
