@@ -216,6 +216,25 @@ def split_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
+def by_rows(function: Callable[..., jax.Array], rows: Sequence[jax.Array], *whole: jax.Array) -> jax.Array:
+    """`function(*rows, *whole)`, arrays (B, …) and whole ones → (B, …), computed by each device for its own rows.
+
+    For what is made of parameters before it meets rows, a matrix of offsets or words of ids: the compiler would have
+    devices add up the gradients of the matrix, or gather the ids. So each has its parameters' gradients first.
+    """
+    axes = local_axes(len(rows[0]), BATCH_AXES)
+    if not axes:
+        return function(*rows, *whole)
+    split = PartitionSpec(axes)
+    return jax.shard_map(
+        function,
+        in_specs=(*(split,) * len(rows), *(PartitionSpec(),) * len(whole)),
+        out_specs=split,
+        axis_names={*axes},
+        check_vma=False,  # with it devices add up where a parameter first meets rows
+    )(*rows, *whole)
+
+
 def sum_over_data(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
     """`function(batch, *whole) → sums` over rows, as one that has every part of `data` sum its own rows first.
 

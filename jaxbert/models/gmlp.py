@@ -24,6 +24,7 @@ from jaxbert.models.embeddings import WordEmbeddings
 from jaxbert.ops.attention.api import dot_product_attention
 from jaxbert.ops.dropout import dropout
 from jaxbert.ops.toeplitz.api import toeplitz_product
+from jaxbert.sharding import by_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +108,15 @@ class Spatial(nnx.Module):
         else:
             y_BTF = _dense_product(self.weights_TS[...], v_BTF, batch)
         y_BTF = checkpoint_name(y_BTF, layers.MIXED)
-        place_BT = jnp.arange(v_BTF.shape[1])[None] if alone else batch["position_ids_BT"]
-        bias_BT = jnp.take(self.bias_T[...], place_BT, mode="clip")  # past n the last repeats
+        if alone:
+            bias_BT = _bias_at(jnp.arange(v_BTF.shape[1])[None], self.bias_T[...])
+        else:
+            bias_BT = by_rows(_bias_at, (batch["position_ids_BT"],), self.bias_T[...])
         return y_BTF + bias_BT[:, :, None].astype(y_BTF.dtype)
+
+
+def _bias_at(place_BT: jax.Array, bias_T: jax.Array) -> jax.Array:
+    return jnp.take(bias_T, place_BT, mode="clip")  # past n the last repeats
 
 
 def _dense_product(weights_TS: jax.Array, v_BTF: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:

@@ -2,24 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from jaxbert.sharding import BATCH_AXES, local_axes
+from jaxbert.sharding import by_rows
 
 
 def long_conv(x_BTD: jax.Array, forward_TD: jax.Array, backward_TD: jax.Array, bias_D: jax.Array) -> jax.Array:
     """As reference.py. The matrices are tiled from the filters, not gathered, so that the gradient is a sum over rows
-    and not a scatter of T² D numbers. Each device does its own rows: else devices add up the matrices' gradients."""
-    rows, whole = local_axes(x_BTD.shape[0], BATCH_AXES), PartitionSpec()
-    if not rows:
-        return _products(x_BTD, forward_TD, backward_TD, bias_D)
-    return jax.shard_map(
-        _products,
-        in_specs=(PartitionSpec(rows), whole, whole, whole),
-        out_specs=PartitionSpec(rows),
-        axis_names={*rows},
-        check_vma=False,  # with it devices add up where a filter first meets rows, which is as a matrix
-    )(x_BTD, forward_TD, backward_TD, bias_D)
+    and not a scatter of T² D numbers."""
+    return by_rows(_products, (x_BTD,), forward_TD, backward_TD, bias_D)
 
 
 def _products(x_BTD: jax.Array, forward_TD: jax.Array, backward_TD: jax.Array, bias_D: jax.Array) -> jax.Array:

@@ -5,11 +5,18 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxbert.sharding import by_rows
+
 
 def toeplitz_product(
     weights_O: jax.Array, v_BTC: jax.Array, segment_ids_BT: jax.Array, *, one_document: bool
 ) -> jax.Array:
     """As reference.py. Memory: (B, T, T), and one (T, T) for rows of one document that are longer than C."""
+    product = functools.partial(_product, one_document)
+    return by_rows(product, (v_BTC, segment_ids_BT), weights_O)
+
+
+def _product(one_document: bool, v_BTC: jax.Array, segment_ids_BT: jax.Array, weights_O: jax.Array) -> jax.Array:
     rows, length, channels = v_BTC.shape
     matrix_TS = toeplitz_matrix(weights_O, length).astype(v_BTC.dtype)
     if one_document and length > channels:  # zeros at padding do what the mask does, with one matrix for all rows
