@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Attempt:
     compiled: Any
     refusal: str  # the compiler's message
     seconds: float  # that compiling took
-    again: Callable[[dict[str, Any]], Any]  # compiles once more, with compiler options
+    dumped: str  # by the compiler: the program; "" if it does not
 
     @property
     def fits(self) -> bool:
@@ -74,20 +74,16 @@ class Attempt:
     def text(self) -> str:
         """What was compiled, as HLO text.
 
-        jax cannot read all programs back (libtpu 0.0.52's for v5p whose look-ups run on the sparse cores); those are
-        compiled once more and taken from what libtpu dumps. Raises BadInput where it dumps nothing.
+        From libtpu's own dump, because jax cannot read all programs back: libtpu 0.0.52's for v5p and v6e, whose
+        look-ups run on the sparse cores. Raises BadInput where there is neither.
         """
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            return self.compiled.as_text()
-        with tempfile.TemporaryDirectory() as folder:
-            self.again({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-            dumps = [*Path(folder).glob("*.after_codegen.txt")]
-            if len(dumps) != 1:
-                raise BadInput(
-                    f"topology: compiled for {self.chip.name}, but neither can jax read the program back nor did "
-                    "libtpu dump it; memory stands as told, counts need another chip or libtpu 0.0.52"
-                )
-            return dumps[0].read_text()
+        try:
+            return self.dumped or self.compiled.as_text()
+        except jax.errors.JaxRuntimeError as error:
+            raise BadInput(
+                f"topology: compiled for {self.chip.name}, but libtpu dumped nothing and jax cannot read the program "
+                f"back ({str(error).splitlines()[0]}); memory stands as told, counts need another chip or libtpu 0.0.52"
+            ) from None
 
     @functools.cached_property
     def parsed(self) -> program.Program:
@@ -192,17 +188,14 @@ class Planner:
         objective = objective_of(settings)
         part = objective.batch_shapes(rows // accumulate, self.phase.row_length, one_document=not settings.data.pack)
         batch = {n: jax.ShapeDtypeStruct((accumulate, *s.shape), s.dtype) for n, s in part.items()}
-        compiled, refusal, begin = None, "", time.perf_counter()
-
-        def compile_with(options: dict[str, Any]) -> Any:
-            with jax.set_mesh(mesh):
-                return made.compile(batch, options)
-
-        with jax.set_mesh(mesh):
+        compiled, refusal, dumped, begin = None, "", "", time.perf_counter()
+        with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
             made = step.make_step(settings, objective, run_steps(settings) or 2**30, mesh)
             kept = kept_for_backward(objective, made.abstract["model"], part)
             try:
-                compiled = made.compile(batch)
+                dumping = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+                compiled = made.compile(batch, dumping if self.chip.matrix_units else None)
+                dumped = "".join(file.read_text() for file in Path(folder).glob("*.after_codegen.txt"))
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -212,7 +205,7 @@ class Planner:
         seconds = time.perf_counter() - begin
         length, chip = self.phase.row_length, self.chip
         where = settings, dict(mesh.shape), rows, length
-        return Attempt(*where, memory, chip, compiled, refusal, seconds, compile_with)
+        return Attempt(*where, memory, chip, compiled, refusal, seconds, dumped)
 
     def largest(self, policy: str, mesh: config.Sharding | None = None) -> Attempt | None:
         """With the largest micro-batch that compiles, of those that divide the batch; None: not even one row a device.
