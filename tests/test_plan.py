@@ -136,9 +136,7 @@ def test_a_program_that_jax_cannot_read_back_is_what_the_compiler_dumps(one_chip
     assert list(plan.report(dataclasses.replace(one_chip, compiled=unread))) == list(plan.report(one_chip))
     lines = plan.report(dataclasses.replace(one_chip, compiled=unread, dumped=""))
     assert any("fits" in line for line in itertools.islice(lines, 6))
-    with pytest.raises(
-        BadInput, match=r"topology: compiled for v5e, but libtpu dumped .*async-update\); memory"
-    ):
+    with pytest.raises(BadInput, match=r"topology: compiled for v5e, but libtpu dumped .*async-update\); memory"):
         list(lines)
 
 
