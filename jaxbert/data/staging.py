@@ -7,6 +7,7 @@ each host needs all of them, and only the bytes of its own rows at a step: memor
 import hashlib
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 from jaxbert.errors import BadInput
@@ -52,16 +53,18 @@ def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     try:
-        read = hashlib.blake2b()
+        read = []  # a sum of each block: four times as fast as a cryptographic hash, and nobody means harm here
         with open(source, "rb") as file, open(partial, "wb") as copy:
             while block := file.read(BLOCK):
-                read.update(block)
+                read.append(zlib.crc32(block))
                 copy.write(block)
             copy.flush()
             os.fsync(copy.fileno())
+            if hasattr(os, "posix_fadvise"):  # else what is read back comes from memory, whatever the disk holds
+                os.posix_fadvise(copy.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         with open(partial, "rb") as copy:
-            written = hashlib.file_digest(copy, "blake2b")
-        if written.digest() != read.digest():
+            written = [zlib.crc32(block) for block in iter(lambda: copy.read(BLOCK), b"")]
+        if written != read:
             raise BadInput(f"data.stage: {target} does not hold what was copied into it; check that disk")
         partial.rename(target)
     finally:

@@ -62,14 +62,13 @@ def test_too_small_a_disk_is_refused_with_the_bytes_needed_and_free(
 def test_a_copy_that_reads_back_otherwise_is_refused_and_leaves_nothing(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = staging.hashlib.file_digest
+    real = staging.os.fsync
 
-    def other(file: object, name: str) -> object:
-        digest = real(file, name)
-        digest.update(b"flipped")
-        return digest
+    def flip(descriptor: int) -> None:
+        real(descriptor)
+        staging.os.pwrite(descriptor, b"?", 5)
 
-    monkeypatch.setattr(staging.hashlib, "file_digest", other)
+    monkeypatch.setattr(staging.os, "fsync", flip)
     with pytest.raises(BadInput, match=r"data.stage: .*does not hold what was copied into it; check that disk"):
         staging.stage(rows, tmp_path / "disk")
     assert not contents(tmp_path / "disk")
