@@ -15,7 +15,7 @@ from jaxbert.ops.platform import target
 
 State = dict[str, Any]  # model, optimizer, counters
 # A product of what fsdp splits gathers it whole. In place of that libtpu 0.0.52 would send it round in windows: with
-# BERT-large on 16 × 16 v5e 2.35 GB a step, nearly none of it beside computation, for 2.00 GB, of which three fifths are.
+# BERT-large on 16 × 16 v5e 2.35 GB a step, none of it beside computation, for 2.00 GB, of which three fifths are.
 COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
