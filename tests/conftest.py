@@ -5,6 +5,9 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of the time, and what is tested is what programs compute, not how fast: half of the time of the slow
+# tests of encoders, two thirds of those that train.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 # Many tests train the same small model: each program is compiled once a session, in child processes too.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits what the process that started it set here
     _compiled = tempfile.TemporaryDirectory(prefix="jaxbert-tests-")
