@@ -71,11 +71,16 @@ def make_mesh(
     sizes = mesh_sizes(sharding, len(devices), len(slices))
     check_rows(sizes, batch_rows, field)
     types = (AxisType.Auto,) * 3
-    if len(slices) == 1:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
     inside = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
-    placed = mesh_utils.create_hybrid_device_mesh(inside, (len(slices), 1, 1), devices)
-    return Mesh(placed, tuple(sizes), axis_types=types)
+    # A tensor of 2 on a v5p of 4 × 4 × 4 is half of one of its axes.
+    split: Any = {"allow_split_physical_axes": True}
+    if len(slices) > 1:
+        placed = mesh_utils.create_hybrid_device_mesh(inside, (len(slices), 1, 1), devices, **split)
+        return Mesh(placed, tuple(sizes), axis_types=types)
+    try:
+        return jax.make_mesh(inside, tuple(sizes), axis_types=types, devices=devices)
+    except NotImplementedError:
+        return Mesh(mesh_utils.create_device_mesh(inside, devices, **split), tuple(sizes), axis_types=types)
 
 
 def check_model(config: Any, model: Any, sizes: Mapping[str, int]) -> None:

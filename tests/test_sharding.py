@@ -166,6 +166,14 @@ def test_slices_are_the_outer_part_of_data() -> None:
         sharding.make_mesh(config.Sharding(1, 8, 1), 8, devices=two_slices())
 
 
+def test_an_axis_may_be_part_of_one_of_the_torus() -> None:
+    pytest.importorskip("libtpu", reason="libtpu is not installed: it knows topologies")
+    mesh = sharding.make_mesh(config.Sharding(8, 4, 2), 64, devices=chips.open_topology("v5p:4x4x4")[1])
+    assert dict(mesh.shape) == {"data": 8, "fsdp": 4, "tensor": 2}
+    for pair in mesh.devices.reshape(-1, 2):
+        assert sum(a != b for a, b in zip(pair[0].coords, pair[1].coords, strict=True)) == 1
+
+
 def two_slices() -> list[Any]:
     """Devices of two slices v5e:2x2 that are not attached."""
     from jax.experimental import topologies
