@@ -99,3 +99,8 @@ def test_a_process_that_stands_still_ends_with_75_and_the_phase_on_its_last_line
     assert last.startswith("error: no progress: 1 s in phase 'save' at step 40 (limits.save is 0.5 s)")
     assert last.endswith("start this process again")
     assert any('File "<string>", line 7 in <module>' in line for line in stacks)
+
+
+def test_a_process_that_cannot_say_why_it_ends_ends_all_the_same_with_its_code() -> None:
+    code = "import os; from jaxbert import errors; os.close(2); errors.end(errors.StartAgain('lost'))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 75
