@@ -23,32 +23,7 @@ there and compared; beside `shutil.copy` and fsync of the same file, turn by tur
 2026-11-29, the same machine, nothing beside it, five rounds of 1 GB: 340 MB/s (280 to 356), 0.30 of the plain copy's
 1,177, which looks at nothing (0.20 to 0.33).
 
-Compiled on 2026-11-29 with jax 0.10.2 and libtpu 0.0.52:
-
-| model | topology | data × fsdp × tensor | GiB a device | GB sent | ÷ least | logits |
-|---|---|---|---|---|---|---|
-| bert_large | v5e:16x16 | 256 × 1 × 1 | 8.78 | 1.42 | 1.000 | |
-| bert_large | v5e:16x16 | 64 × 4 × 1 | 4.97 | 1.89 | 0.967 | |
-| bert_large | v5e:16x16 | 16 × 16 × 1 | 3.56 | 1.99 | 0.950 | |
-| bert_large | v5e:16x16 | 4 × 64 × 1 | 3.21 | 2.03 | 0.921 | |
-| bert_large | v5e:16x16 | 32 × 4 × 2 | 2.63 | 1.35 | | split |
-| bert_large | v5p:4x4x4 | 64 × 1 × 1 | 8.81 | 1.40 | 1.000 | |
-| bert_large | v5p:4x4x4 | 16 × 4 × 1 | 4.47 | 1.87 | 0.967 | |
-| bert_large | v5p:4x4x4 | 4 × 16 × 1 | 3.59 | 1.98 | 0.949 | |
-| bert_large | v5p:4x4x4 | 1 × 64 × 1 | 3.37 | 4.00 | 1.834 | |
-| gmlp_large | v5e:16x16 | 256 × 1 × 1 | 8.16 | 1.51 | 1.000 | |
-| gmlp_large | v5e:16x16 | 64 × 4 × 1 | 3.70 | 2.03 | 0.975 | |
-| gmlp_large | v5e:16x16 | 16 × 16 × 1 | 2.47 | 2.17 | 0.959 | |
-| gmlp_large | v5e:16x16 | 4 × 64 × 1 | 2.14 | 2.70 | 1.113 | |
-| gmlp_large | v5e:16x16 | 32 × 4 × 2 | 1.95 | 1.83 | | split |
-| gmlp_large | v5p:4x4x4 | 64 × 1 × 1 | 8.18 | 1.49 | 1.000 | |
-| gmlp_large | v5p:4x4x4 | 16 × 4 × 1 | 3.66 | 2.02 | 0.975 | |
-| gmlp_large | v5p:4x4x4 | 4 × 16 × 1 | 2.45 | 2.15 | 0.959 | |
-| gmlp_large | v5p:4x4x4 | 1 × 64 × 1 | 2.30 | 4.33 | 1.802 | |
-
-Below 1, because `plan` has every parameter gathered twice and the word table is gathered once. gMLP's width of 768 over
-64 devices are twelve columns each, which are sent as sixteen. Where fsdp is all there is (1 × 64 × 1) the goal of 1.1
-is missed and the reason not looked at: choose a `data` of 2 or more there.
+What was compiled stands in docs/plans.md.
 """
 
 import argparse
