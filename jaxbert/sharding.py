@@ -72,15 +72,15 @@ def make_mesh(
     check_rows(sizes, batch_rows, field)
     types = (AxisType.Auto,) * 3
     inside = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
-    # A tensor of 2 on a v5p of 4 × 4 × 4 is half of one of its axes.
-    split: Any = {"allow_split_physical_axes": True}
     if len(slices) > 1:
-        placed = mesh_utils.create_hybrid_device_mesh(inside, (len(slices), 1, 1), devices, **split)
+        outside = (len(slices), 1, 1)
+        placed = mesh_utils.create_hybrid_device_mesh(inside, outside, devices, allow_split_physical_axes=True)
         return Mesh(placed, tuple(sizes), axis_types=types)
     try:
         return jax.make_mesh(inside, tuple(sizes), axis_types=types, devices=devices)
-    except NotImplementedError:
-        return Mesh(mesh_utils.create_device_mesh(inside, devices, **split), tuple(sizes), axis_types=types)
+    except NotImplementedError:  # a tensor of 2 on a v5p of 4 × 4 × 4 is half of one of its axes
+        placed = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+        return Mesh(placed, tuple(sizes), axis_types=types)
 
 
 def check_model(config: Any, model: Any, sizes: Mapping[str, int]) -> None:
@@ -240,8 +240,8 @@ def by_rows(function: Callable[..., jax.Array], rows: Sequence[jax.Array], *whol
     )(*rows, *whole)
 
 
-def sum_over_data(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
-    """`function(batch, *whole) → sums` over rows, as one that has every part of `data` sum its own rows first.
+def sum_over_data(function: Callable[..., Any], dtype: Any, batch: Any, *whole: Any) -> Any:
+    """`function(batch, *whole)`, sums over rows, of which every part of `data` sums its own first.
 
     What the parts found is added up once, when all is done, arrays in `dtype`, that of the computation, and scalars in
     their own: whatever `function` adds up itself, over layers or over `train.accumulate` parts of a batch, stays on its
@@ -250,7 +250,7 @@ def sum_over_data(function: Callable[..., Any], dtype: Any) -> Callable[..., Any
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.shape.get("data", 1) == 1:
-        return function
+        return function(batch, *whole)
 
     def add_up(x: jax.Array) -> jax.Array:
         return jax.lax.psum(x.astype(dtype) if x.ndim else x, "data").astype(x.dtype)
@@ -258,14 +258,12 @@ def sum_over_data(function: Callable[..., Any], dtype: Any) -> Callable[..., Any
     def of_own_rows(batch: Any, *whole: Any) -> Any:
         return jax.tree.map(add_up, function(batch, *whole))
 
-    specs = PartitionSpec(None, "data"), PartitionSpec()
-    # Without check_vma=False devices add up wherever a parameter first meets rows: in every layer, of every part.
-    return lambda batch, *whole: jax.shard_map(
+    return jax.shard_map(
         of_own_rows,
-        in_specs=(specs[0], *(specs[1],) * len(whole)),
-        out_specs=specs[1],
+        in_specs=(PartitionSpec(None, "data"), *(PartitionSpec(),) * len(whole)),
+        out_specs=PartitionSpec(),
         axis_names={"data"},
-        check_vma=False,
+        check_vma=False,  # with it devices add up where a parameter first meets rows: in every layer, of every part
     )(batch, *whole)
 
 

@@ -67,7 +67,7 @@ def make_update(
         rate = schedule(counters["step"])
         tokens = jnp.sum(batch["tokens_B"])
         inputs = {name: array for name, array in batch.items() if name != "tokens_B"}
-        grads, sums = sharding.sum_over_data(gradients, jnp.dtype(train.dtype))(inputs, model, counters["step"])
+        grads, sums = sharding.sum_over_data(gradients, train.dtype, inputs, model, counters["step"])
         count = jnp.maximum(sums.pop("count"), 1)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))) / count
         scale = (jnp.minimum(1.0, clip / (norm + 1e-6)) if clip else 1.0) / count  # as PyTorch's clip_grad_norm_

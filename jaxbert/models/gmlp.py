@@ -108,10 +108,8 @@ class Spatial(nnx.Module):
         else:
             y_BTF = _dense_product(self.weights_TS[...], v_BTF, batch)
         y_BTF = checkpoint_name(y_BTF, layers.MIXED)
-        if alone:
-            bias_BT = _bias_at(jnp.arange(v_BTF.shape[1])[None], self.bias_T[...])
-        else:
-            bias_BT = by_rows(_bias_at, (batch["position_ids_BT"],), self.bias_T[...])
+        place_BT = jnp.arange(v_BTF.shape[1])[None] if alone else batch["position_ids_BT"]
+        bias_BT = by_rows(_bias_at, (place_BT,), self.bias_T[...])
         return y_BTF + bias_BT[:, :, None].astype(y_BTF.dtype)
 
 

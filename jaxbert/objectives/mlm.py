@@ -41,8 +41,8 @@ def _cross_entropy_forward(logits: jax.Array, labels: jax.Array) -> tuple[Any, A
 
 def _cross_entropy_backward(saved: Any, gradients: tuple[jax.Array, Any, jax.Array]) -> tuple[jax.Array, None]:
     (exponentials, labels, total), (gradient, _, log_z_gradient) = saved, gradients
-    # A comparison with iota and not a scatter: it fuses with the softmax's part.
     softmax_part = exponentials * ((gradient + log_z_gradient) / total)[..., None]  # both have the softmax's gradient
+    # A comparison with iota and not a scatter: it fuses with the softmax's part.
     return softmax_part - jnp.where(_is_label(exponentials, labels), gradient[..., None], 0.0), None
 
 

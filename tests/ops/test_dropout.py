@@ -111,7 +111,7 @@ def total(batch, scale):
 with jax.set_mesh(mesh):
     batch = {"x": x[None], "weights": weights[None]}
     placed = sharding.put_batch(batch, sharding.batch_sharding(mesh, leading=1))
-    parts = jax.jit(lambda batch, scale: sharding.sum_over_data(total, np.float32)(batch, scale))(placed, 1.0)
+    parts = jax.jit(lambda batch, scale: sharding.sum_over_data(total, np.float32, batch, scale))(placed, 1.0)
 assert parts == total(batch, 1.0), (parts, total(batch, 1.0))
 """
 
