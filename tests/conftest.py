@@ -2,12 +2,21 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
+from jaxlib import xla_client
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of the time, and what is tested is what programs compute, not how fast: half of the time of the slow
-# tests of encoders, two thirds of those that train.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Compiling is most of the time, and what is tested is what programs compute, not how fast.
+_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS = os.environ.get("XLA_FLAGS", _QUICK)  # for processes that load no libtpu
+if FLAGS == _QUICK and version("jaxlib").startswith("0.10."):
+    # Halves what is left. jaxlib reads it here and once; libtpu and jaxlib 0.12 do not know it and end their process.
+    FLAGS = os.environ["XLA_FLAGS"] = f"{_QUICK} --xla_cpu_use_fusion_emitters=false"
+    xla_client.CompileOptions()
+    os.environ["XLA_FLAGS"] = _QUICK
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 # Many tests train the same small model: each program is compiled once a session, in child processes too.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits what the process that started it set here
     _compiled = tempfile.TemporaryDirectory(prefix="jaxbert-tests-")

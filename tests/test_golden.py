@@ -59,6 +59,5 @@ def test_reference_mode_gives_every_published_number(path: Path, dtype: str) -> 
     check(path, dtype, "reference")
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_exact_mode_gives_what_each_row_gives_alone(path: Path, dtype: str) -> None:
-    check(path, dtype, "exact")
+def test_exact_mode_gives_what_each_row_gives_alone(path: Path) -> None:
+    check(path, "float64", "exact")

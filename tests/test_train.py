@@ -123,9 +123,9 @@ def test_rows_of_one_document_train_resume_bit_for_bit_and_read_every_token_once
 
 
 def test_a_finished_run_started_again_changes_nothing(
-    tiny_corpus: config.Config, tmp_path: Path, capsys: pytest.CaptureFixture
+    tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    train.train(tiny_corpus, tmp_path / "run")
+    shutil.copytree(tiny_run, tmp_path / "run")
     before = records(tmp_path / "run"), fingerprints(tmp_path / "run"), (tmp_path / "run/summary.json").read_text()
     train.train(tiny_corpus, tmp_path / "run")
     after = records(tmp_path / "run"), fingerprints(tmp_path / "run"), (tmp_path / "run/summary.json").read_text()
@@ -334,7 +334,7 @@ def test_a_work_directory_that_cannot_be_written_is_refused(tiny_corpus: config.
 def test_a_broken_newest_checkpoint_costs_its_steps_and_nothing_else(
     tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
 ) -> None:
-    train.train(tiny_corpus, tmp_path / "run")
+    shutil.copytree(tiny_run, tmp_path / "run")
     newest = tmp_path / "run/checkpoints/20"
     file = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     data = bytearray(file.read_bytes())

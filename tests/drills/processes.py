@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jaxbert import config
 from jaxbert.rollcall import Place
+from tests.conftest import FLAGS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -99,7 +100,8 @@ class Launcher:
         command = [sys.executable, *(program if before else ["-m", "jaxbert.train"])]
         command += [f"--config={recipe}", f"--workdir={workdir}", *flags]
         variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_NUM_CPU_DEVICES": str(devices)}
-        variables |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **(environment or {})}
+        variables |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": FLAGS}
+        variables |= environment or {}
         with log.open("wb") as output:
             popen = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT, cwd=self.folder)
         self.started.append(Process(number, popen, log))

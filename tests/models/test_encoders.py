@@ -95,7 +95,7 @@ def tolerance(name: str, dtype: str) -> float:
 
 @EVERY
 @DTYPES
-@pytest.mark.parametrize("lengths", [[1, 17], [23, 9], slow([7, 11])], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 17, 23]], ids=str)
 def test_a_padded_document_gives_what_it_gives_alone(name: str, dtype: str, lengths: list[int]) -> None:
     with jax.enable_x64(dtype == "float64"):
         model, documents = random_model(name, dtype), texts(*lengths)
@@ -107,7 +107,7 @@ def test_a_padded_document_gives_what_it_gives_alone(name: str, dtype: str, leng
 
 @pytest.mark.parametrize("name", PACKING)
 @DTYPES
-@pytest.mark.parametrize("lengths", [[1, 17, 1], *map(slow, ([12, 11], [7, 11], [9, 9, 5]))], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 17, 1], slow([12, 11])], ids=str)
 def test_documents_in_one_row_give_what_each_gives_alone(name: str, dtype: str, lengths: list[int]) -> None:
     with jax.enable_x64(dtype == "float64"):
         model, documents = random_model(name, dtype), texts(*lengths)
@@ -190,7 +190,8 @@ def test_rematerialisation_and_unrolling_change_no_loss_and_no_gradient(name: st
 def test_dropout_follows_its_key_and_is_off_without_one(name: str) -> None:
     rate = {f.name: 0.3 for f in dataclasses.fields(SMALL[name]) if f.name.endswith("dropout")}
     model, batch = random_model(name, **rate), padded(texts(7, 11), 23)
-    with_key = [np.asarray(model.encoder(batch, key=jax.random.key(k))[0]) for k in (1, 1, 2)]
+    run = jax.jit(lambda m, key: m.encoder(batch, key=key)[0])
+    with_key = [np.asarray(run(model, jax.random.key(k))) for k in (1, 1, 2)]
     np.testing.assert_array_equal(with_key[0], with_key[1])
     assert (with_key[0] != with_key[2]).any()
     assert (with_key[0] != states(model, batch)).any()
@@ -200,7 +201,8 @@ def test_dropout_follows_its_key_and_is_off_without_one(name: str) -> None:
 @EVERY_OTHERS_SLOW
 def test_bfloat16_computes_near_float32(name: str) -> None:
     model, batch = fresh(name), padded(texts(23, 11), 23)
-    half, full = (model.encoder(batch, dtype=dtype)[0] for dtype in (jnp.bfloat16, jnp.float32))
+    run = jax.jit(lambda m, dtype: m.encoder(batch, dtype=dtype)[0], static_argnums=1)
+    half, full = (run(model, dtype) for dtype in (jnp.bfloat16, jnp.float32))
     assert half.dtype == jnp.bfloat16 and full.dtype == jnp.float32
     real = batch["segment_ids_BT"] > 0
     assert np.abs(np.asarray(half, np.float32)[real] - np.asarray(full)[real]).max() < 0.1 * np.abs(full[real]).max()
@@ -213,7 +215,7 @@ def test_bfloat16_computes_near_float32(name: str) -> None:
 def test_a_fresh_model_knows_nothing(name: str) -> None:
     documents = texts(23, 23, 23, 23)
     positions = jnp.tile(jnp.arange(23), (4, 1))
-    logits = fresh(name)(padded(documents, 23), positions)
+    logits = jax.jit(lambda m: m(padded(documents, 23), positions))(fresh(name))
     loss = float(cross_entropy(logits, jnp.asarray(np.stack(documents)))[0].mean())
     assert abs(loss - np.log(VOCABULARY)) < 0.5
 
@@ -221,22 +223,26 @@ def test_a_fresh_model_knows_nothing(name: str) -> None:
 @EVERY
 def test_hidden_states_are_the_input_and_every_blocks_output(name: str) -> None:
     model = random_model(name)
-    x_BTD, extras = model.encoder(padded(texts(7, 11), 23), collect=("hidden_states",))
+    x_BTD, extras = jax.jit(lambda m: m.encoder(padded(texts(7, 11), 23), collect=("hidden_states",)))(model)
     assert extras["hidden_states"].shape == (SMALL[name].num_layers + 1, *x_BTD.shape)
 
 
 @EVERY
 def test_every_head_reads_the_final_states(name: str) -> None:
-    model, rngs = random_model(name), nnx.Rngs(0)
-    x_BTD, _ = model.encoder(padded(texts(7, 11), 23))
-    assert SequenceHead(SMALL[name], 5, rngs=rngs)(x_BTD).shape == (2, 5)
-    assert TokenHead(SMALL[name], 2, rngs=rngs)(x_BTD).shape == (2, 23, 2)
+    x_BTD, rngs = states(random_model(name), padded(texts(7, 11), 23)), nnx.Rngs(0)
+    assert SequenceHead(SMALL[name], 5, rngs=rngs)(jnp.asarray(x_BTD)).shape == (2, 5)
+    assert TokenHead(SMALL[name], 2, rngs=rngs)(jnp.asarray(x_BTD)).shape == (2, 23, 2)
 
 
 @EVERY_OTHERS_SLOW
 def test_padded_vocabulary_rows_are_zero_have_no_probability_and_no_gradient(name: str) -> None:
     model, batch, positions = fresh(name), padded(texts(7, 11), 23), jnp.array([[1, 2], [3, 9]])
-    gradient = jax.jit(jax.grad(lambda m: jax.nn.logsumexp(m(batch, positions), axis=-1).sum()))(model)
+
+    def loss(model: MaskedLM) -> tuple[jax.Array, jax.Array]:
+        logits = model(batch, positions)
+        return jax.nn.logsumexp(logits, axis=-1).sum(), logits
+
+    gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(model)
     tables = [
         (parameter_name(path), np.asarray(leaf), np.asarray(slope))
         for (path, leaf), slope in zip(
@@ -248,7 +254,7 @@ def test_padded_vocabulary_rows_are_zero_have_no_probability_and_no_gradient(nam
     for table_name, table, slope in tables:
         assert len(table) == 256 and (table[VOCABULARY:] == 0).all(), table_name
         assert (slope[VOCABULARY:] == 0).all() and (slope[:VOCABULARY] != 0).any(), table_name
-    assert (model(batch, positions)[..., VOCABULARY:] == -jnp.inf).all()
+    assert (logits[..., VOCABULARY:] == -jnp.inf).all()
 
 
 @EVERY

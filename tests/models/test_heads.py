@@ -27,7 +27,7 @@ def model_and_batch(num_layers: int = 3) -> tuple[MaskedLM, dict[str, np.ndarray
         "position_ids_BT": np.tile(np.array([*range(6), *range(4)], np.int32), (B, 1)),
     }
     config = dataclasses.replace(CONFIG, num_layers=num_layers)
-    return MaskedLM(bert.Bert, config, V, jax.random.key(0)), batch
+    return jax.jit(lambda key: MaskedLM(bert.Bert, config, V, key))(jax.random.key(0)), batch
 
 
 def gathered(states_BTD: jax.Array) -> jax.Array:
@@ -39,31 +39,37 @@ def test_states_at_positions_are_rows_of_all_states(num_layers: int) -> None:
     with jax.enable_x64(True):
         model, batch = model_and_batch(num_layers)
         model = jax.tree.map(lambda x: x.astype(jnp.float64), model)
-        some, _ = model.encoder(batch, positions_BP=POSITIONS_BP)
-        np.testing.assert_allclose(some, gathered(model.encoder(batch)[0]), atol=1e-13)
+        some = jax.jit(lambda m: m.encoder(batch, positions_BP=POSITIONS_BP)[0])(model)
+        late = jax.jit(lambda m: gathered(m.encoder(batch)[0]))(model)
+        np.testing.assert_allclose(some, late, atol=1e-13)
 
 
 def test_gradients_at_positions_are_those_of_gathering_late() -> None:
     with jax.enable_x64(True):
         model, batch = model_and_batch()
         model = jax.tree.map(lambda x: x.astype(jnp.float64), model)
-        early = jax.grad(lambda m: jnp.sum(m.encoder(batch, positions_BP=POSITIONS_BP)[0] ** 2))(model)
-        late = jax.grad(lambda m: jnp.sum(gathered(m.encoder(batch)[0]) ** 2))(model)
+        early = jax.jit(jax.grad(lambda m: jnp.sum(m.encoder(batch, positions_BP=POSITIONS_BP)[0] ** 2)))(model)
+        late = jax.jit(jax.grad(lambda m: jnp.sum(gathered(m.encoder(batch)[0]) ** 2)))(model)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), early, late)
 
 
 def test_collected_states_are_whole_with_positions_too() -> None:
     model, batch = model_and_batch()
-    some, extras = model.encoder(batch, positions_BP=POSITIONS_BP, collect=("hidden_states",))
+    collect = jax.jit(lambda m: m.encoder(batch, positions_BP=POSITIONS_BP, collect=("hidden_states",)))
+    some, extras = collect(model)
     assert extras["hidden_states"].shape == (4, B, T, 16)
     np.testing.assert_allclose(some, gathered(extras["hidden_states"][-1]), atol=1e-6)
 
 
 def test_padded_entries_of_the_vocabulary_are_minus_infinity_and_get_no_gradient() -> None:
     model, batch = model_and_batch()
-    logits = model(batch, POSITIONS_BP)
+
+    def loss(model: MaskedLM) -> tuple[jax.Array, jax.Array]:
+        logits = model(batch, POSITIONS_BP)
+        return jnp.sum(jax.nn.logsumexp(logits, axis=-1)), logits
+
+    gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(model)
     assert logits.shape == (B, 2, 256)
     assert np.all(np.asarray(logits[..., V:]) == -np.inf) and np.all(np.isfinite(logits[..., :V]))
-    gradient = jax.grad(lambda m: jnp.sum(jax.nn.logsumexp(m(batch, POSITIONS_BP), axis=-1)))(model)
     assert np.all(np.asarray(gradient.encoder.embedding_VD[V:]) == 0)
     assert np.all(np.asarray(gradient.head.bias_V[...][V:]) == 0)

@@ -53,28 +53,23 @@ def test_the_reference_is_the_sum_over_tokens_before_and_after() -> None:
 @FASTER
 @LENGTHS
 @DTYPES
-def test_values_are_the_references(implementation: str, length: int, dtype: str, tolerance: float) -> None:
-    given = arguments(length, dtype)
-    found, wanted = (
-        in_dtype(dtype, lambda name=name: convolve(name, *given)) for name in (implementation, "reference")
-    )
-    assert found.dtype == dtype
-    close(found, wanted, tolerance)
-
-
-@FASTER
-@LENGTHS
-@DTYPES
-def test_gradients_are_the_references(implementation: str, length: int, dtype: str, tolerance: float) -> None:
+def test_values_and_gradients_are_the_references(
+    implementation: str, length: int, dtype: str, tolerance: float
+) -> None:
     given, weight = arguments(length, dtype), arguments(length + 1, dtype)[0][:, :length]
 
-    def gradients(name: str) -> tuple[jax.Array, ...]:
-        loss = lambda *given: jnp.sum(weight * convolve(name, *given))  # noqa: E731
-        return in_dtype(dtype, lambda: jax.grad(loss, argnums=(0, 1, 2, 3))(*given))
+    def value_and_gradients(name: str) -> tuple[jax.Array, ...]:
+        def loss(*given: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value = convolve(name, *given)
+            return jnp.sum(weight * value), value
 
-    for found, wanted in zip(gradients(implementation), gradients("reference"), strict=True):
-        assert found.dtype == dtype
-        close(found, wanted, tolerance)
+        gradients, value = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(*given)
+        return value, *gradients
+
+    found, wanted = (in_dtype(dtype, lambda n=name: value_and_gradients(n)) for name in (implementation, "reference"))
+    for x, reference in zip(found, wanted, strict=True):
+        assert x.dtype == dtype
+        close(x, reference, tolerance)
 
 
 @pytest.mark.parametrize("implementation", api.IMPLEMENTATIONS)

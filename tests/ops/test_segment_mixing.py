@@ -4,6 +4,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +36,16 @@ def operands(ids_BS: np.ndarray, outputs: int, dtype: str = "float32") -> list[j
     return [jnp.asarray(random.normal(size=(N, B, *shape)), dtype) for shape in ((S, H), (S, F), (outputs, F))]
 
 
-def value_and_gradients(arrays: list[jax.Array], compute: Callable[..., jax.Array]) -> list[np.ndarray]:
+def value_and_gradients(compute: Callable[..., jax.Array], arrays: list[jax.Array], *ids: Any) -> list[np.ndarray]:
     """y, and the gradients of a sum that weighs each of its elements differently."""
-    y, pull = jax.vjp(compute, *arrays)
+    return [np.asarray(x) for x in _value_and_gradients(compute, arrays, *ids)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value_and_gradients(compute: Callable[..., jax.Array], arrays: list[jax.Array], *ids: Any) -> list[jax.Array]:
+    y, pull = jax.vjp(lambda *arrays: compute(*arrays, *ids), *arrays)
     slope = np.random.default_rng(5).normal(size=y.shape)
-    return [np.asarray(x) for x in (y, *pull(jnp.asarray(slope, y.dtype)))]
+    return [y, *pull(jnp.asarray(slope, y.dtype))]
 
 
 def assert_same(found: list[np.ndarray], wanted: list[np.ndarray], dtype: str) -> None:
@@ -48,16 +54,17 @@ def assert_same(found: list[np.ndarray], wanted: list[np.ndarray], dtype: str) -
         assert np.abs(x - reference).max() <= TOLERANCE[dtype] * max(1.0, np.abs(reference).max())
 
 
-def mixing(q_ids: np.ndarray, k_ids: np.ndarray, implementation: str, one_document: bool = False) -> Callable:
-    return lambda *arrays: segment_mixing(
-        *arrays, q_ids, k_ids, activation=gelu, one_document=one_document, implementation=implementation
-    )
+@functools.cache  # one function for each, so that jit knows it again
+def mixing(implementation: str, one_document: bool = False) -> Callable[..., jax.Array]:
+    """Of v, W₁, W₂ and the ids of outputs and inputs."""
+    options = {"activation": gelu, "one_document": one_document, "implementation": implementation}
+    return functools.partial(segment_mixing, **options)
 
 
 def test_the_reference_is_an_mlp_over_the_tokens_of_each_document() -> None:
     ids = segments([[4, 6], [10]], 12)
     v, first, second = (np.asarray(x) for x in operands(ids, 12))
-    y = np.asarray(mixing(ids, ids, "reference")(v, first, second))
+    y = np.asarray(mixing("reference")(v, first, second, ids, ids))
     for row, part in [(0, slice(0, 4)), (0, slice(4, 10)), (1, slice(0, 10))]:
         for head in range(N):
             a = np.asarray(gelu(jnp.asarray(v[head, row, part].T @ first[head, row, part])))
@@ -70,10 +77,10 @@ def test_the_reference_is_an_mlp_over_the_tokens_of_each_document() -> None:
 @pytest.mark.parametrize(
     "packed",
     [
-        functools.partial(by_length.segment_mixing, block=4),
-        functools.partial(by_length.segment_mixing, block=64),
-        functools.partial(by_document.segment_mixing, slices=(8, 3)),
-        functools.partial(by_document.segment_mixing, slices=(64, 64)),
+        functools.partial(by_length.segment_mixing, activation=gelu, block=4),
+        functools.partial(by_length.segment_mixing, activation=gelu, block=64),
+        functools.partial(by_document.segment_mixing, activation=gelu, slices=(8, 3)),
+        functools.partial(by_document.segment_mixing, activation=gelu, slices=(64, 64)),
     ],
     ids=["by_length-4", "by_length-64", "by_document-8-3", "by_document-64"],
 )
@@ -83,9 +90,8 @@ def test_documents_of_a_row_give_the_references_values_and_gradients(
     ids = segments(rows)
     with jax.enable_x64(dtype == "float64"):
         arrays = operands(ids, 23, dtype)
-        wanted = value_and_gradients(arrays, mixing(ids, ids, "reference"))
-        compute = lambda *a: packed(*a, ids, ids, activation=gelu)  # noqa: E731
-        assert_same(value_and_gradients(arrays, compute), wanted, dtype)
+        wanted, found = (value_and_gradients(compute, arrays, ids, ids) for compute in (mixing("reference"), packed))
+        assert_same(found, wanted, dtype)
 
 
 @DTYPES
@@ -95,7 +101,7 @@ def test_one_document_a_row_gives_the_references_values_and_gradients(dtype: str
     with jax.enable_x64(dtype == "float64"):
         arrays = operands(ids, 23, dtype)
         wanted, found = (
-            value_and_gradients(arrays, mixing(ids, ids, name, one_document=True)) for name in ("reference", "products")
+            value_and_gradients(mixing(name, one_document=True), arrays, ids, ids) for name in ("reference", "products")
         )
     assert_same(found, wanted, dtype)
 
@@ -106,9 +112,9 @@ def test_some_outputs_alone_are_the_rows_of_the_whole(implementation: str) -> No
     ids = segments([[20], [23]] if one else [[7, 11, 5], [9, 9]])
     places = np.array([[19, 0, 7, 7, 22], [3, 20, 8, 9, 0]])
     v, first, second = operands(ids, 23)
-    whole = mixing(ids, ids, implementation, one)(v, first, second)
+    whole = jax.jit(mixing(implementation, one))(v, first, second, ids, ids)
     take = lambda x: jnp.take_along_axis(x, places[None, :, :, None], axis=2)  # noqa: E731
-    some = mixing(np.take_along_axis(ids, places, 1), ids, implementation, one)(v, first, take(second))
+    some = jax.jit(mixing(implementation, one))(v, first, take(second), np.take_along_axis(ids, places, 1), ids)
     np.testing.assert_allclose(some, take(whole), rtol=1e-5, atol=1e-5)
 
 
@@ -116,14 +122,14 @@ def test_some_outputs_alone_are_the_rows_of_the_whole(implementation: str) -> No
 def test_places_of_a_document_need_not_be_neighbours(implementation: str) -> None:
     ids = np.array([[2, 1, 0, 2, 3, 1, 2, 0, 3, 1]], np.int32)
     arrays = operands(ids, 10)
-    wanted, found = (value_and_gradients(arrays, mixing(ids, ids, name)) for name in ("reference", implementation))
+    wanted, found = (value_and_gradients(mixing(name), arrays, ids, ids) for name in ("reference", implementation))
     assert_same(found, wanted, "float32")
 
 
 @pytest.mark.parametrize("implementation", ["reference", *PACKED])
 def test_gradients_across_documents_are_exactly_zero(implementation: str) -> None:
     ids = segments([[9, 5, 7], [7, 9, 5]])
-    y, pull = jax.vjp(mixing(ids, ids, implementation), *operands(ids, 23))
+    y, pull = jax.vjp(jax.jit(lambda *a: mixing(implementation)(*a, ids, ids)), *operands(ids, 23))
     second = jnp.asarray(ids == 2)[None, ..., None]
     for gradient in pull(jnp.where(second, jnp.ones_like(y), 0.0)):
         gradient = np.asarray(gradient)
@@ -135,9 +141,9 @@ def test_what_padding_holds_changes_no_bit_and_it_gets_no_gradient(implementatio
     one, ids = implementation == "products", segments([[14], [20]])
     arrays, padding = operands(ids, 23), jnp.asarray(ids == 0)[None, ..., None]
     changed = [jnp.where(padding, jnp.inf, x) for x in arrays]
-    found = [mixing(ids, ids, implementation, one)(*given) for given in (arrays, changed)]
-    np.testing.assert_array_equal(*(np.asarray(y)[:, ids > 0] for y in found))
-    for gradient in value_and_gradients(arrays, mixing(ids, ids, implementation, one))[1:]:
+    found = [value_and_gradients(mixing(implementation, one), given, ids, ids) for given in (arrays, changed)]
+    np.testing.assert_array_equal(*(y[:, ids > 0] for y, *_ in found))
+    for gradient in found[0][1:]:
         assert (gradient[:, ids == 0] == 0).all()
 
 
@@ -145,7 +151,7 @@ def test_what_padding_holds_changes_no_bit_and_it_gets_no_gradient(implementatio
 def test_sums_of_bfloat16_run_in_float32(implementation: str) -> None:
     one, ids = implementation == "products", segments([[600], [600]], 600)
     v, first, second = (jnp.ones_like(x, jnp.bfloat16) for x in operands(ids, 600))
-    y = mixing(ids, ids, implementation, one)(v, first, second)
+    y = jax.jit(mixing(implementation, one))(v, first, second, ids, ids)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y, jnp.full_like(y, 600 * F))  # bfloat16 would stop at 256 × its addend
 
@@ -156,7 +162,7 @@ def test_memory_does_not_grow_with_the_number_of_documents(implementation: str) 
     arrays = [jax.ShapeDtypeStruct((1, 1, length, size), jnp.float32) for size in (wide, wide, wide)]
 
     def gradients(ids: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        y, pull = jax.vjp(mixing(ids, ids, implementation), *arrays)
+        y, pull = jax.vjp(lambda *a: mixing(implementation)(*a, ids, ids), *arrays)
         return pull(y)
 
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)  # whatever they are: as many documents as tokens, at most
@@ -168,9 +174,9 @@ def test_memory_does_not_grow_with_the_number_of_documents(implementation: str) 
 def test_an_implementation_that_cannot_serve_the_call_says_why() -> None:
     ids = segments([[4, 6]], 12)
     with pytest.raises(ValueError, match="'products' cannot tell documents of a row apart; 'by_document' can"):
-        mixing(ids, ids, "products")(*operands(ids, 12))
+        mixing("products")(*operands(ids, 12), ids, ids)
     with pytest.raises(ValueError, match="no implementation 'pallas'; there are reference, products, by_document"):
-        mixing(ids, ids, "pallas")(*operands(ids, 12))
+        mixing("pallas")(*operands(ids, 12), ids, ids)
 
 
 def test_the_promise_of_one_document_chooses_the_two_products() -> None:
