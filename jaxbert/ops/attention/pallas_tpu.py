@@ -135,13 +135,21 @@ def computed_entries(
 
     From the very tables that the kernels walk along. Arguments as in `attention`.
     """
+    forward, backward = _computed_entries(q_segment_ids_BT, k_segment_ids_BS, window, tiles or chosen(2))
+    return int(forward), int(backward)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _computed_entries(
+    q_segment_ids_BT: Any, k_segment_ids_BS: Any, window: int | None, tiles: Tiles
+) -> tuple[jax.Array, jax.Array]:
     q_ids_BT, k_ids_BS = (_padded(jnp.asarray(ids, jnp.int32)) for ids in (q_segment_ids_BT, k_segment_ids_BS))
-    (T, S), tiles = (q_ids_BT.shape[1], k_ids_BS.shape[1]), tiles or chosen(2)
+    T, S = q_ids_BT.shape[1], k_ids_BS.shape[1]
     visited, whole = visits.needed(q_ids_BT, k_ids_BS, window)
     forward, backward = forward_plan(T, S, tiles), backward_plan(T, S, tiles)
     return (
-        int(visits.computed_entries(visits.table(visited, whole, forward), forward)),
-        int(visits.computed_entries(visits.table(visited.swapaxes(1, 2), whole.swapaxes(1, 2), backward), backward)),
+        visits.computed_entries(visits.table(visited, whole, forward), forward),
+        visits.computed_entries(visits.table(visited.swapaxes(1, 2), whole.swapaxes(1, 2), backward), backward),
     )
 
 
