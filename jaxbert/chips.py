@@ -40,8 +40,7 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        # libtpu's ahead-of-time v4 has its two cores as devices (no megacore): half a chip each.
-        Chip("v4", "TPU v4", 137.5e12, 16 * 2**30, 614e9, 150e9, 1.05e9, 4, devices_a_chip=2, devices_a_host=8),
+        Chip("v4", "TPU v4", 275e12, 32 * 2**30, 1228e9, 300e9, 1.05e9, 8, cores=2),
         Chip("v5e", "TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9, 1.5e9, 4),
         Chip("v5p", "TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9, 1.75e9, 8, cores=2),
         Chip("v6e", "TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 400e9, 1.75e9, 4, matrix_size=256),
@@ -130,7 +129,9 @@ def open_topology(topology: str) -> tuple[Chip, list[Any]]:
         if chip.name == "h100":
             described = topologies.get_topology_desc(chip.name, "cuda", target_config=H100, topology=f"1x1x{count}")
         else:
-            described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+            # Left to itself libtpu describes a v4 of two devices a chip, which no machine has and no mesh takes.
+            cores: dict[str, Any] = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **cores)
     except Exception as error:
         raise BadInput(f"topology: the compiler refuses {topology!r}: {error}") from None
     return chip, list(described.devices)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxbert import chips
+from jaxbert.config import Sharding
 from jaxbert.errors import BadInput
+from jaxbert.sharding import make_mesh
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install jaxbert[tpu]; CI has it)"
@@ -17,7 +19,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     ("topology", "chip", "devices"),
-    [("v5e:16x16", "v5e", 256), ("v4:2x2x1", "v4", 8), ("v5p:2x2x2", "v5p", 8), ("tpu7x:2x2x1", "tpu7x", 8)],
+    [("v5e:16x16", "v5e", 256), ("v4:2x2x1", "v4", 4), ("v5p:2x2x2", "v5p", 8), ("tpu7x:2x2x1", "tpu7x", 8)],
 )
 def test_a_name_gives_the_chip_and_its_devices(topology: str, chip: str, devices: int) -> None:
     found, count = chips.parse(topology)
@@ -41,6 +43,8 @@ def test_matrix_units_at_the_clock_make_the_peak(chip: chips.Chip) -> None:
 def test_the_compiler_knows_every_tpu_of_the_table_by_the_kind_and_number_of_devices(topology: str) -> None:
     chip, devices = chips.open_topology(topology)
     assert {device.device_kind for device in devices} == {chip.kind} and len(devices) == chips.parse(topology)[1]
+    mesh = make_mesh(Sharding(data=-1, fsdp=2), 16, "train.batch_size", devices)
+    assert sorted(device.id for device in mesh.devices.flat) == sorted(device.id for device in devices)
 
 
 @needs_libtpu
