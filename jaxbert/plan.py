@@ -32,6 +32,7 @@ from jaxbert.ops.attention.visits import UNIT
 
 GIB = 2**30
 EXCESS = 1.05  # of flops over the model's own count, from which on products are listed
+RECOMPUTED = 1.25  # by how much what the backward pass reads may be more than a device has
 POLICIES = ("none", "full")  # of model.rematerialize: what the search for the largest micro-batch tries
 
 
@@ -211,7 +212,8 @@ class Planner:
         """With the largest micro-batch that compiles, of those that divide the batch; None: not even one row a device.
 
         It starts where the arrays kept for the backward pass, which grow with the rows, fill what the attempt as asked
-        leaves of a device, and compiles its way up or down from there: two compilations, mostly.
+        leaves of a device, and compiles its way up or down from there: one or two compilations, mostly. Where they
+        alone are far more than that it compiles nothing.
         """
         place, asked = mesh or self.settings.sharding, self.attempt()
         shape = sharding.make_mesh(place, self.phase.batch_size, self.field, self.devices).shape
@@ -221,7 +223,9 @@ class Planner:
         kept = self._kept(policy, shards) / shards  # of one row a device
         free = self.chip.hbm - (asked.memory.total - asked.memory.temporaries)
         at = max(0, sum(share // n * kept <= free for n in parts) - 1)
-        found, refused = None, len(parts)
+        # A compiler short of memory recomputes a little of what is kept, and tensor splits most of it.
+        least = kept / shape["tensor"] / RECOMPUTED
+        found, refused = None, max(1, sum(share // n * least <= free for n in parts))
         while 0 <= at < refused:
             tried = self.attempt(place, parts[at], policy)
             if tried.fits:
@@ -474,6 +478,9 @@ def search(planner: Planner) -> Iterator[str]:
     """The largest micro-batch that compiles, with and without rematerialisation, and what to change if it must be."""
     asked, fitting = planner.attempt(), []
     for policy in POLICIES:
+        if fitting and fitting[0].settings.train.accumulate == 1:
+            yield f"largest micro-batch, rematerialize {policy}: the batch in one part fits without"
+            continue
         found = planner.largest(policy)
         if found is None:
             yield f"largest micro-batch, rematerialize {policy}: none, not even one row a device"

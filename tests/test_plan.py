@@ -127,6 +127,33 @@ def test_the_largest_micro_batch_is_the_last_that_fits(
     assert any("--config.train.accumulate=8" in line for line in told)
 
 
+def test_what_alone_needs_far_more_than_a_device_has_is_not_compiled(
+    recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, rows = planner(recipe, "v5e:1x1"), []
+
+    def compiled(settings: config.Config) -> plan.Attempt:
+        rows.append(64 // settings.train.accumulate)
+        return dataclasses.replace(one_chip, settings=settings)
+
+    monkeypatch.setattr(asked, "_compile", compiled)
+    free = asked.chip.hbm - (one_chip.memory.total - one_chip.memory.temporaries)
+    monkeypatch.setattr(asked, "_kept", lambda policy, count: count * free / 10)  # 8 rows fill a device, 16 are 1.6 times
+    found = asked.largest("full")
+    assert found is not None and found.micro_batch == 8
+    assert max(rows[1:]) == 8
+
+
+def test_a_batch_that_fits_in_one_part_needs_no_rematerialisation(
+    recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = planner(recipe, "v5e:1x1")
+    monkeypatch.setattr(asked, "_compile", lambda settings: dataclasses.replace(one_chip, settings=settings))
+    told = list(plan.search(asked))
+    assert told[0].startswith("largest micro-batch, rematerialize none: 64 rows of 64 tokens a device")
+    assert told[1] == "largest micro-batch, rematerialize full: the batch in one part fits without"
+
+
 def test_a_program_that_jax_cannot_read_back_is_what_the_compiler_dumps(one_chip: plan.Attempt) -> None:
     def as_text() -> str:
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update\nmore")
