@@ -32,9 +32,15 @@ def batch_of(data: Data) -> dict[str, jax.Array]:
 
 def outputs_of(model: MaskedLM, data: Data, vocab_size: int) -> dict[str, jax.Array]:
     """Final states, logits and hidden states by layer, under the file's names."""
-    x_BTD, extras = model.encoder(batch_of(data), collect=("hidden_states",))
+
+    @jax.jit
+    def outputs(model: MaskedLM, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x_BTD, extras = model.encoder(batch, collect=("hidden_states",))
+        return x_BTD, model.head(x_BTD, model.encoder.embedding_VD, vocab_size), extras["hidden_states"]
+
+    x_BTD, logits_BTV, states_LBTD = outputs(model, batch_of(data))
     return {
         "last_hidden_state": x_BTD,
-        "mlm_logits": model.head(x_BTD, model.encoder.embedding_VD, vocab_size)[..., :vocab_size],
-        **{f"hidden_states/{layer}": x for layer, x in enumerate(extras["hidden_states"])},
+        "mlm_logits": logits_BTV[..., :vocab_size],
+        **{f"hidden_states/{layer}": x for layer, x in enumerate(states_LBTD)},
     }

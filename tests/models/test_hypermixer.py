@@ -134,7 +134,7 @@ def test_what_a_fresh_module_mixes_is_far_above_its_norms_epsilon(name: str, len
     module = hypermixer.HyperMixing(config, rngs=nnx.Rngs(0))
     x_BTD, batch = module_input(length, 512)
     batch["positions_BTD"] = hypermixer.sinusoids(config, batch, jnp.float32)
-    y_BTD = np.asarray(module(x_BTD, batch))
+    y_BTD = np.asarray(jax.jit(lambda module: module(x_BTD, batch))(module))
     assert abs(y_BTD.std() - 1.0) < 1e-3  # the norm's output: ε takes nothing from it
     assert np.abs(y_BTD).max() < 30
 
@@ -152,9 +152,10 @@ def test_the_published_draw_is_the_one_that_vanishes() -> None:
 @pytest.mark.parametrize("name", ["standard", "idiap"])
 def test_activations_neither_vanish_nor_explode_over_twelve_layers(name: str) -> None:
     config = sized("hypermixer_tiny", num_layers=12, position_table=name)
-    encoder = MaskedLM(hypermixer.HyperMixer, config, VOCABULARY, KEY).encoder
+    model = jax.jit(lambda key: MaskedLM(hypermixer.HyperMixer, config, VOCABULARY, key))(KEY)
+    run = jax.jit(lambda m, batch: m.encoder(batch, collect=("hidden_states",)))
     for length in (1, 128, 512):
-        _, extras = encoder(padded(texts(length), length), collect=("hidden_states",))
+        _, extras = run(model, padded(texts(length), length))
         x_LTD = np.asarray(extras["hidden_states"])[:, 0]
         scale_L = np.sqrt((x_LTD**2).mean((1, 2)))
         assert abs(scale_L[0] - 1.0) < 0.01 and scale_L.min() > 0.3 and scale_L.max() < 6.0, scale_L
@@ -164,8 +165,9 @@ def test_activations_neither_vanish_nor_explode_over_twelve_layers(name: str) ->
 
 def test_every_block_of_a_fresh_encoder_gets_a_gradient_of_one_order() -> None:
     config = sized("hypermixer_tiny", num_layers=12)
-    model, batch = MaskedLM(hypermixer.HyperMixer, config, VOCABULARY, KEY), padded(texts(128, 128), 128)
-    slope = jax.grad(lambda m: jnp.mean(m(batch, jnp.tile(jnp.arange(0, 128, 7), (2, 1)))[..., 3]))(model)
+    model = jax.jit(lambda key: MaskedLM(hypermixer.HyperMixer, config, VOCABULARY, key))(KEY)
+    batch = padded(texts(128, 128), 128)
+    slope = jax.jit(jax.grad(lambda m: jnp.mean(m(batch, jnp.tile(jnp.arange(0, 128, 7), (2, 1)))[..., 3])))(model)
     for kernel in (slope.encoder.blocks.mixing.first.row_NFH, slope.encoder.blocks.up_DF):
         norms = np.sqrt((np.asarray(kernel[...]) ** 2).sum((-1, -2)).reshape(12, -1).sum(1))
         assert norms.min() > norms.max() / 30, norms

@@ -92,11 +92,12 @@ def batch_of(weights_BP: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_the_loss_is_a_sum_over_real_predictions(objective: MaskedLanguageModelling) -> None:
-    model, weights = objective.init(jax.random.key(0)), np.ones((B, P))
+    model, weights = jax.jit(objective.init)(jax.random.key(0)), np.ones((B, P))
     weights[1, 2:] = 0
     batch = batch_of(weights)
-    total, count, _ = objective.loss(model, batch, None)
-    nll = plain(model(batch, batch["positions_BP"])[..., :V], batch["labels_BP"])
+    total, count, _ = jax.jit(objective.loss)(model, batch, None)
+    logits = jax.jit(lambda m: m(batch, batch["positions_BP"]))(model)
+    nll = plain(logits[..., :V], batch["labels_BP"])
     np.testing.assert_allclose(total, np.sum(nll * weights), rtol=1e-5)
     assert count == B * P - 2
 
@@ -106,14 +107,14 @@ def test_z_loss_is_minimised_and_told_beside_the_loss_which_stays_cross_entropy(
 ) -> None:
     settings = dataclasses.replace(objective.config, objective=config.Objective(z_loss=1e-2))
     regularized = MaskedLanguageModelling(settings, vocab_size=V, mask_id=4, special_ids=frozenset(range(5)))
-    model, batch = objective.init(jax.random.key(0)), batch_of(np.ones((B, P)))
-    total, count, metrics = regularized.loss(model, batch, None)
-    log_z = jax.nn.logsumexp(model(batch, batch["positions_BP"])[..., :V], axis=-1)
+    model, batch = jax.jit(objective.init)(jax.random.key(0)), batch_of(np.ones((B, P)))
+    total, count, metrics = jax.jit(regularized.loss)(model, batch, None)
+    log_z = jax.jit(lambda m: jax.nn.logsumexp(m(batch, batch["positions_BP"])[..., :V], axis=-1))(model)
     np.testing.assert_allclose(metrics["z_loss"], 1e-2 * np.sum(log_z**2), rtol=1e-5)
     np.testing.assert_allclose(total, metrics["loss"] + metrics["z_loss"], rtol=1e-6)
-    off, same_count, told = objective.loss(model, batch, None)
+    off, same_count, told = jax.jit(objective.loss)(model, batch, None)
     assert metrics["loss"] == off and count == same_count and set(told) == {"accuracy"}
-    assert regularized.score(model, batch)["loss"] == off
+    assert jax.jit(regularized.score)(model, batch)["loss"] == off
 
 
 def test_filling_changes_neither_loss_nor_gradient(objective: MaskedLanguageModelling) -> None:
@@ -122,20 +123,22 @@ def test_filling_changes_neither_loss_nor_gradient(objective: MaskedLanguageMode
     batch = batch_of(weights)
     other = {**batch, "labels_BP": batch["labels_BP"].copy()}
     other["labels_BP"][:, 3] = 7
-    model = objective.init(jax.random.key(0))
-    one, two = (jax.value_and_grad(lambda m, b=b: objective.loss(m, b, None)[0])(model) for b in (batch, other))
+    model = jax.jit(objective.init)(jax.random.key(0))
+    value_and_grad = jax.jit(jax.value_and_grad(lambda m, b: objective.loss(m, b, None)[0]))
+    one, two = (value_and_grad(model, b) for b in (batch, other))
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_dropout_happens_with_a_key_and_not_without(objective: MaskedLanguageModelling) -> None:
-    model, batch = objective.init(jax.random.key(0)), batch_of(np.ones((B, P)))
-    losses = [float(objective.loss(model, batch, key)[0]) for key in (None, None, jax.random.key(1), jax.random.key(2))]
+    model, batch = jax.jit(objective.init)(jax.random.key(0)), batch_of(np.ones((B, P)))
+    loss = jax.jit(objective.loss)
+    losses = [float(loss(model, batch, key)[0]) for key in (None, None, jax.random.key(1), jax.random.key(2))]
     assert losses[0] == losses[1] and len(set(losses)) == 3
 
 
 def test_a_fresh_model_starts_at_the_logarithm_of_the_vocabulary(objective: MaskedLanguageModelling) -> None:
-    model, batch = objective.init(jax.random.key(0)), batch_of(np.ones((B, P)))
-    total, count, _ = objective.loss(model, batch, None)
+    model, batch = jax.jit(objective.init)(jax.random.key(0)), batch_of(np.ones((B, P)))
+    total, count, _ = jax.jit(objective.loss)(model, batch, None)
     assert abs(total / count - objective.initial_loss) < 0.1
 
 
