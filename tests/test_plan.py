@@ -138,7 +138,7 @@ def test_what_alone_needs_far_more_than_a_device_has_is_not_compiled(
 
     monkeypatch.setattr(asked, "_compile", compiled)
     free = asked.chip.hbm - (one_chip.memory.total - one_chip.memory.temporaries)
-    monkeypatch.setattr(asked, "_kept", lambda policy, count: count * free / 10)  # 8 rows fill a device, 16 are 1.6 times
+    monkeypatch.setattr(asked, "_kept", lambda policy, count: count * free / 10)  # 16 rows: 1.6 times
     found = asked.largest("full")
     assert found is not None and found.micro_batch == 8
     assert max(rows[1:]) == 8
