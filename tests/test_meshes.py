@@ -12,13 +12,15 @@ import sys
 import numpy as np
 import pytest
 
+from tests.conftest import FLAGS
+
 ONE = (1, 1, 1)  # data × fsdp × tensor
 
 
 def losses(case: str, dtype: str, *meshes: tuple[int, int, int]) -> np.ndarray:
     """(meshes, steps), from a process with eight devices."""
     command = [sys.executable, "-m", "tests.meshes", case, dtype, json.dumps(meshes)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": FLAGS}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return np.array([json.loads(line) for line in done.stdout.splitlines()])

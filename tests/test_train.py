@@ -16,6 +16,7 @@ from jaxbert.data.source import rows_of_step
 from jaxbert.errors import BadInput, Diverged
 from jaxbert.models import gmlp
 from jaxbert.objectives.mlm import MaskedLanguageModelling
+from tests.conftest import FLAGS
 
 # What no two runs share.
 TIMES = ("tokens_per_second", "flops_utilization", "data_wait_fraction", "goodput", "slow_steps")
@@ -352,7 +353,7 @@ def start(settings: config.Config, workdir: Path, **environment: str) -> subproc
         "train.train(config.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))"
     )
     arguments = [sys.executable, "-c", program, json.dumps(config.to_dict(settings)), str(workdir)]
-    return subprocess.Popen(arguments, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(arguments, env={**os.environ, "XLA_FLAGS": FLAGS, **environment}, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.slow
