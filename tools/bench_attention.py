@@ -2,9 +2,11 @@
 
     python tools/bench_attention.py [--lengths 128 512 2048] [--dropout=0.1] [--block 256 512] [--json=FILE]
     python tools/bench_attention.py --topology=v5e:2x2 [--lengths 512 2048] [--window=128] [--json=FILE]
+    python tools/bench_attention.py --rows data/demo_gl/rows_512 … [--window=128]
 
 The second form runs nothing: it compiles for one device of a topology and prints static cycles (attention_cycles.py).
-The first runs here:
+The third counts what the TPU kernel computes of rows that `jaxbert.prepare` packed: score entries over those of the
+128 × 128 tiles that hold a pair of tokens which see each other (goal 1.3). The first runs here:
 
 Every implementation of ours, and jax.nn.dot_product_attention (without dropout, which it lacks), on full rows of one
 document. A batch holds the same number of tokens at every length. Contestants take turns, a call each; tokens a second
@@ -23,10 +25,13 @@ from typing import Any
 import attention_cycles
 import jax
 import jax.numpy as jnp
+import numpy as np
 from bench_train import machine, measure, show
 
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
-from jaxbert.ops.attention import api, xla_chunked
+from jaxbert.data.source import Rows
+from jaxbert.ops.attention import api, pallas_tpu, xla_chunked
+from jaxbert.ops.attention.visits import UNIT
 
 HEADS, HEAD_SIZE = 4, 64
 XLA = ("reference", "xla_chunked")
@@ -103,6 +108,23 @@ def cycles_table(topology: str, lengths: list[int], window: int | None, json_fil
         json_file.write_text(json.dumps({"topology": topology, "measures": lines}, indent=2) + "\n")
 
 
+def counted(folder: Path, window: int | None, most: int = 64) -> str:
+    """Of `most` packed rows, from all of them evenly: entries that the kernel computes over the least, as a line."""
+    rows = Rows(folder)
+    taken = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)
+    least, found = 0, np.zeros(2)
+    for number in taken:
+        ids = rows[[number]][2]
+        row, distance = ids[0], np.abs(np.arange(rows.row_length)[:, None] - np.arange(rows.row_length))
+        sees = (row[:, None] == row) & (row > 0) & (True if window is None else distance <= window // 2)
+        tiles = sees.reshape(rows.row_length // UNIT, UNIT, -1, UNIT).any((1, 3))
+        least += int(tiles.sum()) * UNIT**2
+        found += pallas_tpu.computed_entries(ids, ids, window=window)
+    forward, backward = found / least
+    share = f"{len(taken)} rows, least {least / (len(taken) * rows.row_length**2):.1%} of all entries"
+    return f"{folder}: {share}; forward {forward:.3f}, backward {backward:.3f} × the least"
+
+
 def main() -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -114,8 +136,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--block", type=int, nargs="*", default=[], help="further sizes of xla_chunked's blocks")
     parser.add_argument("--topology", help="compile for it and count cycles: v5e:2x2, v6e:2x2, …")
+    parser.add_argument("--rows", type=Path, nargs="+", help="folders of packed rows: count what the kernel computes")
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
+    if flags.rows:
+        print(*(counted(folder, flags.window) for folder in flags.rows), sep="\n")
+        return
     if flags.topology:
         cycles_table(flags.topology, flags.lengths or [512, 2048], flags.window, flags.json)
         return
