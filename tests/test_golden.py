@@ -54,7 +54,7 @@ def check(path: Path, dtype: str, mask_mode: str) -> None:
         assert np.abs(found[name][real] - theirs[real]).max() <= tolerance, name
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_reference_mode_gives_every_published_number(path: Path, dtype: str) -> None:
     check(path, dtype, "reference")
 

@@ -162,6 +162,7 @@ def test_the_median_is_of_the_last_hundred(clock: Clock) -> None:
     assert sum(steps.judge((), {"step": 4.0}) is not None for _ in range(100)) == goodput.RECENT // 2
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_goodput_and_a_resumed_one_what_was_lost(
     tiny_corpus: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -53,6 +53,7 @@ def test_afterwards_sigterm_is_what_it_was() -> None:
     assert ended.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_preempted_run_saves_its_step_and_goes_on_from_there_bit_for_bit(
     tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
 ) -> None:

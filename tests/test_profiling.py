@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from jaxbert import config, profiling, train
 from jaxbert.errors import BadInput
+from tests.conftest import FLAGS
 from tests.test_train import records
 
 
@@ -26,6 +28,7 @@ def traced_steps(workdir: Path) -> set[int]:
     return {int(e["args"]["step_num"]) for e in events if e.get("name") == "train" and "step_num" in e.get("args", {})}
 
 
+@pytest.mark.slow
 def test_a_trace_of_the_steps_asked_for_lies_in_the_run_and_changes_nothing_else(
     tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -35,7 +38,8 @@ def test_a_trace_of_the_steps_asked_for_lies_in_the_run_and_changes_nothing_else
     )
     # In a process of its own: jax's profiler ends one in which libtpu was loaded to compile for absent devices.
     command = [sys.executable, "-m", "jaxbert.train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run([*command, "--profile=12:15"], capture_output=True, text=True)
+    environment = os.environ | {"XLA_FLAGS": FLAGS}
+    done = subprocess.run([*command, "--profile=12:15"], env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert traced_steps(tmp_path / "run") == {12, 13, 14}
     assert records(tmp_path / "run") == records(tiny_run)

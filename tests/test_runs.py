@@ -42,6 +42,7 @@ def test_the_card_names_the_steps_of_a_mean_and_gives_it_no_score_of_another(tin
     assert "None were recorded for this mean of several steps." in text
 
 
+@pytest.mark.slow
 def test_on_a_machine_that_does_not_know_the_run_it_goes_on_from_checkpoints_elsewhere(
     tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_loss_and_every_gradient_of_a_step_are_pytorchs(activation):
     assert padded_VD.size and not padded_VD.any()
 
 
+@pytest.mark.slow
 def test_50_adamw_steps_from_the_same_weights_give_pytorchs_losses():
     settings = recipe()
     schedule = optim.make_schedule(settings.schedule, settings.optimizer.learning_rate, settings.train.steps)

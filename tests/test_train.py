@@ -92,7 +92,7 @@ def test_the_loss_falls_and_resuming_is_exact_with_other_optimizers_and_z_loss(
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("step", [3, 13, 18])
+@pytest.mark.parametrize("step", [13, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 18))])
 def test_a_killed_run_started_again_is_bit_for_bit_the_undisturbed_one(
     tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -233,6 +233,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(
         train.train(change(tiny_corpus, train={"max_skipped": 3}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_spike_of_the_gradient_is_left_out(tiny_corpus: config.Config, tmp_path: Path) -> None:
     train.train(change(tiny_corpus, train={"spike": 0.5}), tmp_path / "run")  # so low that ordinary steps are spikes
     assert records(tmp_path / "run", "skipped")
@@ -294,6 +295,7 @@ def test_rows_longer_than_the_models_positions_are_refused(tiny_corpus: config.C
         train.train(change(tiny_corpus, data={"row_length": 128}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_toeplitz_matrix_reads_rows_over_its_positions(tiny_corpus: config.Config, tmp_path: Path) -> None:
     model = gmlp.Config("gmlp", 1, 16, feed_forward_size=32, attention_size=0, max_positions=24)
     settings = dataclasses.replace(change(tiny_corpus, train={"steps": 1}), model=model)
@@ -332,6 +334,7 @@ def test_a_work_directory_that_cannot_be_written_is_refused(tiny_corpus: config.
         train.train(tiny_corpus, Path("/proc/run"))
 
 
+@pytest.mark.slow
 def test_a_broken_newest_checkpoint_costs_its_steps_and_nothing_else(
     tiny_corpus: config.Config, tiny_run: Path, tmp_path: Path
 ) -> None:

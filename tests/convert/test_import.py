@@ -372,6 +372,7 @@ def m2(tmp_path):
     return folder, data
 
 
+@pytest.mark.slow
 def test_published_m2_weights_compute_the_published_logits_and_go_there_and_back(m2, tmp_path):
     folder, data = m2
     first = imported(folder / "checkpoint.pt", tmp_path / "first", "m2")

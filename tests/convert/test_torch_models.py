@@ -127,7 +127,9 @@ def modes(size):
     return ("exact", "reference") if config.family(size.name).Encoder.reference_reads_padding else ("exact",)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize(
+    "lengths", [LENGTHS["padded"], pytest.param(LENGTHS["full rows"], marks=pytest.mark.slow)], ids=LENGTHS
+)
 def test_states_and_logits_are_ours_in_float64(case, lengths):
     size, folder = case
     batch = batch_of(lengths)

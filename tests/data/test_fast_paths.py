@@ -82,6 +82,7 @@ def test_a_fast_path_that_goes_another_way_is_noticed(documents, monkeypatch, mo
 SIDES = ["", " ", "\t", "a", "Z", "7", ".", ",", "?", "$", "ab", "a ", " a", ". "]
 
 
+@pytest.mark.slow
 def test_ftfy_finds_no_mojibake_where_no_two_characters_beside_each_other_leave_ascii():
     """`clean.repair` asks `is_bad` of no other line: every character that stands alone, between all kinds of ASCII."""
     for code in (*range(0xA0, 0xD800), *range(0xE000, 0x10000), 0x1F600):

@@ -273,6 +273,7 @@ def test_a_phase_is_told_by_every_record_and_no_record_is_of_two_phases(whole):
     assert losses[-1] < losses[0] - 0.05
 
 
+@pytest.mark.slow
 def test_tokens_a_step_and_utilisation_are_those_of_the_phase(place, tmp_path):
     given = Phase(until=7), Phase(row_length=96)
     train.train(recipe(place, *given), tmp_path / "run")
@@ -290,6 +291,7 @@ def test_tokens_a_step_and_utilisation_are_those_of_the_phase(place, tmp_path):
     np.testing.assert_allclose(shares, shares[0], rtol=1e-6)  # 1 over what the devices do in a second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (12, 14))])
 def test_a_run_killed_in_either_phase_or_between_them_is_bit_for_bit_the_undisturbed_one(
     place, whole, tmp_path, monkeypatch, step
@@ -327,6 +329,7 @@ def test_four_devices_give_the_losses_of_one_in_both_phases(place, tmp_path):
     np.testing.assert_allclose(four, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bad_step_names_its_rows_with_their_folder(place, tmp_path, monkeypatch):
     real, plan = MaskedLanguageModelling.make_batch, plan_of(recipe(place, *TWO))
     poisoned = plan.at(14)[2].tolist()

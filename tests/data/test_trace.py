@@ -59,7 +59,7 @@ def recipe(tmp_path_factory):
     return place, settings
 
 
-@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("pack", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_character_of_a_training_document_is_in_as_many_rows_as_its_source_weighs(recipe, pack):
     directory = recipe[0] / "corpus"
     count = len(source.Feed(directory / ROWS[pack], 1, 0))
@@ -98,7 +98,7 @@ def assert_text_is_what_the_tokens_say(directory, pack):
                     )
 
 
-@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("pack", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_pieces_text_is_what_its_tokens_say(recipe, pack):
     assert_text_is_what_the_tokens_say(recipe[0] / "corpus", pack)
 

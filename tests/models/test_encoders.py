@@ -22,8 +22,8 @@ from tests.models.encoders import POSITIONS, SMALL, VOCABULARY
 
 KEY = jax.random.key(0)
 PACKING = [name for name, config in SMALL.items() if family(config.name).Encoder.packs]
-DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 slow = partial(pytest.param, marks=pytest.mark.slow)
+DTYPES = pytest.mark.parametrize("dtype", ["float64", slow("float32")])
 EVERY = pytest.mark.parametrize("name", SMALL)
 FIRST = {family(config.name).Encoder: name for name, config in reversed(SMALL.items())}  # of each encoder's forms
 EVERY_OTHERS_SLOW = pytest.mark.parametrize("name", [name if name in FIRST.values() else slow(name) for name in SMALL])
@@ -128,7 +128,7 @@ def test_padding_ids_change_no_bit_of_a_real_output(name: str) -> None:
         np.testing.assert_array_equal(one[real], other[real])
 
 
-@EVERY
+@EVERY_OTHERS_SLOW
 def test_the_first_token_sees_the_last_of_its_own_document_and_none_of_another(name: str) -> None:
     ids = np.arange(10, 30, dtype=np.int32)  # all different: a row of the table's gradient is a position
     documents = [ids[:9], ids[9:]]
@@ -158,7 +158,7 @@ def test_what_an_encoder_cannot_do_with_several_documents_a_row_is_refused() -> 
 # Choices that change no result
 
 
-@EVERY
+@EVERY_OTHERS_SLOW
 def test_predicted_positions_alone_give_the_rows_of_the_whole(name: str) -> None:
     with jax.enable_x64(True):
         model, batch = random_model(name, "float64"), padded(texts(7, 11), 23)
@@ -186,7 +186,7 @@ def test_rematerialisation_and_unrolling_change_no_loss_and_no_gradient(name: st
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * max(1.0, np.abs(a).max()))
 
 
-@EVERY
+@EVERY_OTHERS_SLOW
 def test_dropout_follows_its_key_and_is_off_without_one(name: str) -> None:
     rate = {f.name: 0.3 for f in dataclasses.fields(SMALL[name]) if f.name.endswith("dropout")}
     model, batch = random_model(name, **rate), padded(texts(7, 11), 23)

@@ -175,7 +175,7 @@ def packed(length: int, rows: int, mean: int) -> np.ndarray:
 
 @pytest.mark.parametrize("window", [None, 128])
 @pytest.mark.parametrize("length", [512, 2048, 8192])
-@pytest.mark.parametrize("mean", [60, 300, 2000])
+@pytest.mark.parametrize("mean", [60, 2000, pytest.param(300, marks=pytest.mark.slow)])
 def test_few_more_entries_are_computed_than_those_of_tiles_with_an_allowed_pair(
     length: int, mean: int, window: int | None
 ) -> None:
@@ -251,6 +251,7 @@ def test_what_the_backward_kernel_reads_is_kept_unless_nothing_may_be(
     assert [f"named '{name}'" in told for name in ("mixed", "statistics")] == [kept, kept]
 
 
+@pytest.mark.slow
 def test_devices_share_rows_and_heads() -> None:
     program = """
         import jax, jax.numpy as jnp, numpy as np

@@ -134,6 +134,7 @@ for sizes in ((2, 2, 1), (1, 2, 2)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["fft", "direct"])
 def test_devices_convolve_their_own_rows_alone_and_add_up_no_matrices(implementation: str) -> None:
     # A process of its own: the number of CPU devices is fixed when jax starts.

@@ -218,6 +218,7 @@ for implementation in ("products", "by_document", "by_length"):
 """
 
 
+@pytest.mark.slow
 def test_devices_mix_their_own_rows_alone() -> None:
     # A process of its own: the number of CPU devices is fixed when jax starts.
     subprocess.run([sys.executable, "-c", SHARDED], check=True, timeout=300)
