@@ -2,7 +2,7 @@
 
     python tools/bench_attention.py [--lengths 128 512 2048] [--dropout=0.1] [--block 256 512] [--json=FILE]
     python tools/bench_attention.py --topology=v5e:2x2 [--lengths 512 2048] [--window=128] [--json=FILE]
-    python tools/bench_attention.py --rows data/demo_gl/rows_512 … [--window=128]
+    python tools/bench_attention.py --rows data/gl/rows_128 … [--window=128]
 
 The second form runs nothing: it compiles for one device of a topology and prints static cycles (attention_cycles.py).
 The third counts what the TPU kernel computes of rows that `jaxbert.prepare` packed: score entries over those of the
