@@ -114,10 +114,12 @@ def counted(folder: Path, window: int | None, most: int = 64) -> str:
     taken = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)
     least, found = 0, np.zeros(2)
     for number in taken:
-        ids = rows[[number]][2]
-        row, distance = ids[0], np.abs(np.arange(rows.row_length)[:, None] - np.arange(rows.row_length))
-        sees = (row[:, None] == row) & (row > 0) & (True if window is None else distance <= window // 2)
-        tiles = sees.reshape(rows.row_length // UNIT, UNIT, -1, UNIT).any((1, 3))
+        ids = np.pad(rows[[number]][2], ((0, 0), (0, -rows.row_length % UNIT)))
+        row, places = ids[0], np.arange(ids.shape[1])
+        sees = (row[:, None] == row) & (row > 0)
+        if window is not None:
+            sees &= np.abs(places[:, None] - places) <= window // 2
+        tiles = sees.reshape(len(row) // UNIT, UNIT, -1, UNIT).any((1, 3))
         least += int(tiles.sum()) * UNIT**2
         found += pallas_tpu.computed_entries(ids, ids, window=window)
     forward, backward = found / least
