@@ -476,7 +476,7 @@ def _told(op_name: str, source: str) -> str:
 
 def search(planner: Planner) -> Iterator[str]:
     """The largest micro-batch that compiles, with and without rematerialisation, and what to change if it must be."""
-    asked, fitting = planner.attempt(), []
+    asked, fitting = planner.attempt(), list[Attempt]()
     for policy in POLICIES:
         if fitting and fitting[0].settings.train.accumulate == 1:
             yield f"largest micro-batch, rematerialize {policy}: the batch in one part fits without"
