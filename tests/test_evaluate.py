@@ -64,9 +64,10 @@ def by_hand(trained, validation, rows):
 # --- held-out loss ---
 
 
-def test_the_score_is_the_mean_over_predicted_tokens_of_unpadded_pieces(trained, validation):
-    loss, accuracy, count = by_hand(trained, validation, 9)
-    found = score(trained, validation, 4, limit=9)
+@pytest.mark.parametrize("rows", [9, pytest.param(24, marks=pytest.mark.slow)])  # each length is a program
+def test_the_score_is_the_mean_over_predicted_tokens_of_unpadded_pieces(rows, trained, validation):
+    loss, accuracy, count = by_hand(trained, validation, rows)
+    found = score(trained, validation, 8, limit=rows)
     assert found["loss"] == pytest.approx(loss, rel=1e-5) and found["accuracy"] == pytest.approx(accuracy)
     assert found["masked_tokens"] == count
 

@@ -292,7 +292,7 @@ def test_tokens_a_step_and_utilisation_are_those_of_the_phase(place, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (12, 14))])
+@pytest.mark.parametrize("step", [7, 12, 14])
 def test_a_run_killed_in_either_phase_or_between_them_is_bit_for_bit_the_undisturbed_one(
     place, whole, tmp_path, monkeypatch, step
 ):

@@ -95,7 +95,7 @@ def tolerance(name: str, dtype: str) -> float:
 
 @EVERY
 @DTYPES
-@pytest.mark.parametrize("lengths", [[1, 17, 23]], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 17, 23], slow([23, 9]), slow([7, 11])], ids=str)
 def test_a_padded_document_gives_what_it_gives_alone(name: str, dtype: str, lengths: list[int]) -> None:
     with jax.enable_x64(dtype == "float64"):
         model, documents = random_model(name, dtype), texts(*lengths)
@@ -107,7 +107,7 @@ def test_a_padded_document_gives_what_it_gives_alone(name: str, dtype: str, leng
 
 @pytest.mark.parametrize("name", PACKING)
 @DTYPES
-@pytest.mark.parametrize("lengths", [[1, 17, 1], slow([12, 11])], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 17, 1], *map(slow, ([12, 11], [7, 11], [9, 9, 5]))], ids=str)
 def test_documents_in_one_row_give_what_each_gives_alone(name: str, dtype: str, lengths: list[int]) -> None:
     with jax.enable_x64(dtype == "float64"):
         model, documents = random_model(name, dtype), texts(*lengths)
@@ -168,8 +168,8 @@ def test_predicted_positions_alone_give_the_rows_of_the_whole(name: str) -> None
         np.testing.assert_allclose(some, np.take_along_axis(whole, positions_BP[:, :, None], 1), rtol=1e-10, atol=1e-10)
 
 
+@EVERY
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIRST.values())
 def test_rematerialisation_and_unrolling_change_no_loss_and_no_gradient(name: str) -> None:
     choices: list[dict[str, Any]] = [{}, {"rematerialize": "dots"}, {"rematerialize": "full"}, {"unroll": 3}]
     with jax.enable_x64(True):
@@ -230,9 +230,9 @@ def test_hidden_states_are_the_input_and_every_blocks_output(name: str) -> None:
 
 @EVERY
 def test_every_head_reads_the_final_states(name: str) -> None:
-    x_BTD, rngs = states(random_model(name), padded(texts(7, 11), 23)), nnx.Rngs(0)
-    assert SequenceHead(SMALL[name], 5, rngs=rngs)(jnp.asarray(x_BTD)).shape == (2, 5)
-    assert TokenHead(SMALL[name], 2, rngs=rngs)(jnp.asarray(x_BTD)).shape == (2, 23, 2)
+    x_BTD, rngs = _states(random_model(name), padded(texts(7, 11), 23)), nnx.Rngs(0)
+    assert SequenceHead(SMALL[name], 5, rngs=rngs)(x_BTD).shape == (2, 5)
+    assert TokenHead(SMALL[name], 2, rngs=rngs)(x_BTD).shape == (2, 23, 2)
 
 
 @EVERY_OTHERS_SLOW

@@ -174,12 +174,12 @@ def packed(length: int, rows: int, mean: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("window", [None, 128])
-@pytest.mark.parametrize("length", [512, 2048, 8192])
-@pytest.mark.parametrize("mean", [60, 2000, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [512, 2048, pytest.param(8192, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mean", [60, 300, 2000])
 def test_few_more_entries_are_computed_than_those_of_tiles_with_an_allowed_pair(
     length: int, mean: int, window: int | None
 ) -> None:
-    ids = packed(length, 2, mean)
+    ids = packed(length, 4, mean)
     for counted in pallas_tpu.computed_entries(ids, ids, window=window):
         assert counted <= 1.05 * least_entries(ids, window)
 

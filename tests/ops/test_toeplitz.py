@@ -54,7 +54,13 @@ def test_the_reference_is_the_sum_over_a_tokens_own_segment_and_offsets_beyond_n
 
 @FAST
 @DTYPES
-@pytest.mark.parametrize("n, length", [(7, 7), (9, 4), (4, 13), (1, 5), (8, 1)])
+@pytest.mark.parametrize(
+    "n, length",
+    [
+        *[(7, 7), (9, 4), (4, 13), (1, 5), (8, 1)],
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 1), (16, 31), (31, 16))),
+    ],
+)
 def test_one_document_a_row_gives_the_references_values_and_gradients(
     implementation: str, dtype: str, n: int, length: int
 ) -> None:
