@@ -26,7 +26,7 @@ from jaxbert import chips, collectives, config, cycles, objectives, optim, progr
 from jaxbert.data.source import AHEAD
 from jaxbert.errors import BadInput, run
 from jaxbert.models.embeddings import padded
-from jaxbert.ops.attention import pallas_tpu
+from jaxbert.ops.attention import visits
 from jaxbert.ops.attention.tiles import Tiles, of_chip
 from jaxbert.ops.attention.visits import UNIT
 
@@ -385,7 +385,7 @@ def kernel_trips(tiles: Tiles, length: int, kernel: cycles.Program, number: int)
     Of the attention kernels' as in rows of one document each: all whole chunks (loop 0), and no tiles that a document
     ends in (the others). 1 for any other program.
     """
-    plans = {"attention_forward": pallas_tpu.forward_plan, "attention_backward": pallas_tpu.backward_plan}
+    plans = {"attention_forward": visits.forward_plan, "attention_backward": visits.backward_plan}
     make = next((plans[name] for name in plans if name in kernel.name), None)  # transformations write around the name
     if make is None:
         return 1

@@ -211,14 +211,14 @@ def _parts(row: cycles.Row) -> np.ndarray:
 
 def _kernel_trips(tiles: Any, ids: np.ndarray, window: int | None) -> dict[str, tuple[float, float]]:
     """Kernel's name → mean trips of its two loops that depend on data: whole chunks, and single tiles of a unit."""
-    from jaxbert.ops.attention import pallas_tpu, visits
+    from jaxbert.ops.attention import visits
 
     length = ids.shape[1]
     visited, whole = visits.needed(ids, ids, window)
     found = {}
     for name, plan in (
-        ("attention_forward", pallas_tpu.forward_plan),
-        ("attention_backward", pallas_tpu.backward_plan),
+        ("attention_forward", visits.forward_plan),
+        ("attention_backward", visits.backward_plan),
     ):
         table = np.asarray(visits.table(visited, whole, plan(length, length, tiles)))
         found[name] = float(table[..., 2].mean()), float(table[..., 4::2].mean())

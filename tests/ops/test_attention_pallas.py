@@ -192,7 +192,7 @@ def test_padding_is_never_visited() -> None:
 
 def test_a_row_of_one_document_is_taken_in_large_tiles_without_masks() -> None:
     ids = jnp.asarray(segments(2048, 2048))
-    plan = pallas_tpu.forward_plan(2048, 2048, Tiles())
+    plan = visits.forward_plan(2048, 2048, Tiles())
     table = visits.table(*visits.needed(ids, ids, None), plan)
     assert np.all(table[..., 2] == 16 // plan.chunk) and np.all(table[..., 4::2] == 0)
 

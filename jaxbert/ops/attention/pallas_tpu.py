@@ -107,27 +107,6 @@ def _padded(x_BT: jax.Array) -> jax.Array:
     return jnp.pad(x_BT, ((0, 0), (0, missing), *((0, 0),) * (x_BT.ndim - 2))) if missing else x_BT
 
 
-def _dividing(length: int, limit: int) -> int:
-    """Units of the largest part of at most `limit` tokens that divides `length`, a multiple of UNIT."""
-    units = length // UNIT
-    return next(size for size in range(min(units, max(1, limit // UNIT)), 0, -1) if units % size == 0)
-
-
-def _plan(own: int, other: int, block: int, chunk: int, major: int) -> visits.Plan:
-    units = _dividing(other, major)
-    return visits.Plan(_dividing(own, block), min(max(1, chunk // UNIT), units), units)
-
-
-def forward_plan(T: int, S: int, tiles: Tiles) -> visits.Plan:
-    """Of the forward kernel: blocks of queries, chunks and majors of keys."""
-    return _plan(T, S, tiles.q_block, tiles.k_chunk, tiles.k_major)
-
-
-def backward_plan(T: int, S: int, tiles: Tiles) -> visits.Plan:
-    """Of the backward kernel: blocks of keys, chunks and majors of queries."""
-    return _plan(S, T, tiles.k_block, tiles.q_chunk, tiles.q_major)
-
-
 def computed_entries(
     q_segment_ids_BT: Any, k_segment_ids_BS: Any, *, window: int | None = None, tiles: Tiles | None = None
 ) -> tuple[int, int]:
@@ -146,7 +125,7 @@ def _computed_entries(
     q_ids_BT, k_ids_BS = (_padded(jnp.asarray(ids, jnp.int32)) for ids in (q_segment_ids_BT, k_segment_ids_BS))
     T, S = q_ids_BT.shape[1], k_ids_BS.shape[1]
     visited, whole = visits.needed(q_ids_BT, k_ids_BS, window)
-    forward, backward = forward_plan(T, S, tiles), backward_plan(T, S, tiles)
+    forward, backward = visits.forward_plan(T, S, tiles), visits.backward_plan(T, S, tiles)
     return (
         visits.computed_entries(visits.table(visited, whole, forward), forward),
         visits.computed_entries(visits.table(visited.swapaxes(1, 2), whole.swapaxes(1, 2), backward), backward),
@@ -286,7 +265,7 @@ def _forward_call(
 ) -> tuple[jax.Array, jax.Array]:
     """Output (B, T, E) and log2 of each row's sum, (B, E / 128, heads, T) float32."""
     (B, T, E), S = q_BTE.shape, k_BSE.shape[1]
-    plan = forward_plan(T, S, static.tiles)
+    plan = visits.forward_plan(T, S, static.tiles)
     table = visits.table(*visits.needed(q_segment_ids_BT, k_segment_ids_BS, static.window), plan)
     grid = (B, E // LANES, *table.shape[1:3])
     block, major, heads = plan.block * UNIT, plan.major * UNIT, static.heads
@@ -444,7 +423,7 @@ def _backward_call(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """dq, dk, dv. Where a row has several majors of queries, each gives its part of dk and dv, in float32."""
     (B, T, E), S = q_BTE.shape, k_BSE.shape[1]
-    plan = backward_plan(T, S, static.tiles)
+    plan = visits.backward_plan(T, S, static.tiles)
     visited, whole = visits.needed(q_segment_ids_BT, k_segment_ids_BS, static.window)
     # (B, blocks of keys, majors of queries, …)
     table = visits.table(visited.swapaxes(1, 2), whole.swapaxes(1, 2), plan)

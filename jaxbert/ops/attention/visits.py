@@ -11,6 +11,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxbert.ops.attention.tiles import Tiles
+
 UNIT = 128  # lanes of a vector register
 
 
@@ -29,6 +31,27 @@ class Plan:
     def entries(self) -> int:
         """int32 numbers of a grid step in the table: see `table`."""
         return 3 + 2 * self.block
+
+
+def _dividing(length: int, limit: int) -> int:
+    """Units of the largest part of at most `limit` tokens that divides `length`, a multiple of UNIT."""
+    units = length // UNIT
+    return next(size for size in range(min(units, max(1, limit // UNIT)), 0, -1) if units % size == 0)
+
+
+def _plan(own: int, other: int, block: int, chunk: int, major: int) -> Plan:
+    units = _dividing(other, major)
+    return Plan(_dividing(own, block), min(max(1, chunk // UNIT), units), units)
+
+
+def forward_plan(T: int, S: int, tiles: Tiles) -> Plan:
+    """Of the forward kernel: blocks of queries, chunks and majors of keys."""
+    return _plan(T, S, tiles.q_block, tiles.k_chunk, tiles.k_major)
+
+
+def backward_plan(T: int, S: int, tiles: Tiles) -> Plan:
+    """Of the backward kernel: blocks of keys, chunks and majors of queries."""
+    return _plan(S, T, tiles.k_block, tiles.q_chunk, tiles.q_major)
 
 
 def needed(q_segment_ids_BT: jax.Array, k_segment_ids_BS: jax.Array, window: int | None) -> tuple[jax.Array, jax.Array]:
