@@ -14,6 +14,7 @@ import pytest
 from jaxbert import chips, config, plan, program, recipe_files, sharding, step
 from jaxbert.errors import BadInput
 from jaxbert.ops.attention.tiles import of_chip
+from jaxbert.planner import Attempt, Planner
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -40,14 +41,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def planner(recipe: str, topology: str, *overrides: str) -> plan.Planner:
+def planner(recipe: str, topology: str, *overrides: str) -> Planner:
     settings = config.resolve(recipe_files.load(recipe, overrides))
-    return plan.Planner(settings, config.phases(settings)[0], topology)
+    return Planner(settings, config.phases(settings)[0], topology)
 
 
 @pytest.fixture(scope="module")
-def one_chip(recipe: str) -> plan.Attempt:
-    return planner(recipe, "v5e:1x1").attempt()
+def one_chip(recipe: str) -> Attempt:
+    asked = planner(recipe, "v5e:1x1")
+    asked.chip = dataclasses.replace(asked.chip, readable=False)  # as others', so that libtpu dumps the program too
+    return asked.attempt()
 
 
 def test_what_is_compiled_is_the_step_that_training_runs(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +59,7 @@ def test_what_is_compiled_is_the_step_that_training_runs(recipe: str, monkeypatc
     monkeypatch.setattr(step, "make_step", lambda *a: made.append(real(*a)) or made[-1])
     tried = planner(recipe, "v5e:2x2").attempt()
     assert tried.fits and [type(m) for m in made] == [step.Step]
+    assert not tried.dumped  # jax reads a v5e's program back
     state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(made[0].abstract))
     memory = tried.memory
     assert 0 <= state - memory.parameters - memory.optimizer <= 64  # counters
@@ -111,11 +115,11 @@ def test_without_the_search_nothing_but_what_is_asked_is_compiled(
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits(
-    recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch
+    recipe: str, one_chip: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, tried = planner(recipe, "v5e:1x1"), one_chip
 
-    def compiled_up_to_eight(settings: config.Config) -> plan.Attempt:
+    def compiled_up_to_eight(settings: config.Config) -> Attempt:
         rows = 64 // settings.train.accumulate
         return dataclasses.replace(tried, settings=settings, compiled=tried.compiled if rows <= 8 else None)
 
@@ -128,11 +132,11 @@ def test_the_largest_micro_batch_is_the_last_that_fits(
 
 
 def test_what_alone_needs_far_more_than_a_device_has_is_not_compiled(
-    recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch
+    recipe: str, one_chip: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, rows = planner(recipe, "v5e:1x1"), []
 
-    def compiled(settings: config.Config) -> plan.Attempt:
+    def compiled(settings: config.Config) -> Attempt:
         rows.append(64 // settings.train.accumulate)
         return dataclasses.replace(one_chip, settings=settings)
 
@@ -145,7 +149,7 @@ def test_what_alone_needs_far_more_than_a_device_has_is_not_compiled(
 
 
 def test_a_batch_that_fits_in_one_part_needs_no_rematerialisation(
-    recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch
+    recipe: str, one_chip: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = planner(recipe, "v5e:1x1")
     monkeypatch.setattr(asked, "_compile", lambda settings: dataclasses.replace(one_chip, settings=settings))
@@ -154,7 +158,7 @@ def test_a_batch_that_fits_in_one_part_needs_no_rematerialisation(
     assert told[1] == "largest micro-batch, rematerialize full: the batch in one part fits without"
 
 
-def test_a_program_that_jax_cannot_read_back_is_what_the_compiler_dumps(one_chip: plan.Attempt) -> None:
+def test_a_program_that_jax_cannot_read_back_is_what_the_compiler_dumps(one_chip: Attempt) -> None:
     def as_text() -> str:
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update\nmore")
 
@@ -167,12 +171,12 @@ def test_a_program_that_jax_cannot_read_back_is_what_the_compiler_dumps(one_chip
         list(lines)
 
 
-def test_what_the_compiler_dumps_counts_as_what_jax_reads(one_chip: plan.Attempt) -> None:
+def test_what_the_compiler_dumps_counts_as_what_jax_reads(one_chip: Attempt) -> None:
     read = dataclasses.replace(one_chip, dumped="")
     assert one_chip.dumped and list(plan.report(read)) == list(plan.report(one_chip))
 
 
-def test_no_row_fits_is_said(recipe: str, one_chip: plan.Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_fits_is_said(recipe: str, one_chip: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, nothing = planner(recipe, "v5e:1x1"), dataclasses.replace(one_chip, compiled=None)
     monkeypatch.setattr(asked, "_compile", lambda settings: nothing)
     assert "what to change: no micro-batch fits this mesh" in list(plan.search(asked))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from jaxbert import chips, config, optim, plan, recipe_files, sharding, step, train
+from jaxbert import chips, config, optim, plan, planner, recipe_files, sharding, step, train
 from jaxbert.errors import BadInput
 from tests.drills.processes import free_address
 
@@ -273,7 +273,7 @@ def equations(jaxpr: Any, inside: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
 def test_data_adds_every_gradient_up_once_a_step_in_the_dtype_of_the_computation(accumulate: int) -> None:
     train: Any = config.Train(batch_size=8, steps=4, accumulate=accumulate, dtype="bfloat16")
     settings = config.resolve(config.Config(model=config.named_model("bert_tiny"), train=train))
-    objective = plan.objective_of(settings)
+    objective = planner.objective_of(settings)
     shapes = objective.batch_shapes(8 // accumulate, 16, one_document=False)
     batch = {n: jax.ShapeDtypeStruct((accumulate, *x.shape), x.dtype) for n, x in shapes.items()}
     optimizer = optim.make_optimizer(settings.optimizer, objective.vocab_size)
