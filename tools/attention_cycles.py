@@ -193,13 +193,13 @@ def cost(
         ranked = cycles.rank(programs, compiler.chip, executions=executions, trips=supplied)
         return {row.program.name: row for row in ranked.rows}
 
-    total, bare = np.zeros(5), rows(0, 0)
-    chunk, tile = (rows(1, 0), rows(0, 1)) if trips else (bare, bare)
+    total, bare = np.zeros(5), rows(0, 0, 0)
+    ones = [rows(*counts) if trips else bare for counts in np.eye(3, dtype=int).tolist()]
     for name, row in bare.items():
         # A program's cycles are linear in the trips of its loops, and means of trips are no integers.
-        means = next((mean for kernel, mean in trips.items() if kernel in name), (0.0, 0.0))
+        means = next((mean for kernel, mean in trips.items() if kernel in name), (0.0, 0.0, 0.0))
         parts = _parts(row) + sum(
-            mean * (_parts(other[name]) - _parts(row)) for mean, other in zip(means, (chunk, tile), strict=True)
+            mean * (_parts(other[name]) - _parts(row)) for mean, other in zip(means, ones, strict=True)
         )
         total += [max(parts[:3]), *parts]
     return Cost(*total.tolist(), compiled.memory_analysis().temp_size_in_bytes)
@@ -209,8 +209,8 @@ def _parts(row: cycles.Row) -> np.ndarray:
     return np.array([row.bundles, row.matrix, row.hbm, row.runs * row.work.slots["SPILL"]])
 
 
-def _kernel_trips(tiles: Any, ids: np.ndarray, window: int | None) -> dict[str, tuple[float, float]]:
-    """Kernel's name → mean trips of its two loops that depend on data: whole chunks, and single tiles of a unit."""
+def _kernel_trips(tiles: Any, ids: np.ndarray, window: int | None) -> dict[str, tuple[float, float, float]]:
+    """Kernel's name → mean trips of its loops that depend on data: chunks, a unit's pairs of tiles, its odd tiles."""
     from jaxbert.ops.attention import visits
 
     length = ids.shape[1]
@@ -221,7 +221,9 @@ def _kernel_trips(tiles: Any, ids: np.ndarray, window: int | None) -> dict[str, 
         ("attention_backward", visits.backward_plan),
     ):
         table = np.asarray(visits.table(visited, whole, plan(length, length, tiles)))
-        found[name] = float(table[..., 2].mean()), float(table[..., 4::2].mean())
+        runs = np.stack(visits.runs(*(table[..., n : n + 1] for n in (1, 2)), table[..., 3::2], table[..., 4::2]))
+        pairs, odd = np.sum(runs // 2, axis=0), np.sum(runs % 2, axis=0)
+        found[name] = float(table[..., 2].mean()), float(pairs.mean()), float(odd.mean())
     return found
 
 

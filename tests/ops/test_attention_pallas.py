@@ -203,7 +203,7 @@ def test_the_count_is_what_the_kernel_computes(lengths: tuple[int, ...], monkeyp
     counted = []
     walk = pallas_tpu._walk
 
-    def counting(table: Any, step: Any, plan: visits.Plan, chunk: Any, tile: Any) -> None:
+    def counting(table: Any, step: Any, plan: visits.Plan, chunk: Any, tiles: Any) -> None:
         def count(units: int) -> None:
             jax.debug.callback(lambda: counted.append(units))
 
@@ -212,7 +212,7 @@ def test_the_count_is_what_the_kernel_computes(lengths: tuple[int, ...], monkeyp
             step,
             plan,
             lambda first: (count(plan.block * plan.chunk), chunk(first)),
-            lambda own, unit: (count(1), tile(own, unit)),
+            lambda own, unit, several: (count(several), tiles(own, unit, several)),
         )
 
     monkeypatch.setattr(pallas_tpu, "_walk", counting)

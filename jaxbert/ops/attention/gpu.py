@@ -3,8 +3,8 @@
 cuDNN's own sliding window is a causal one, so segments and window go in as a mask of T × S booleans a row. Compiled for
 an H100, forward and backward, with and without window (jax 0.10.2, cuDNN 9); nobody has run it or measured it here.
 
-tokamax's kernel is not offered: tokamax 0.0.12 pins typeguard 2.13.3, and tyro, which reads our command line, needs 4 or
-later, so that pip installs no environment with both. It would add float32 and read a window without a mask.
+tokamax's kernel is not offered: tokamax 0.0.12 pins typeguard 2.13.3, and tyro, which reads our command line, needs 4
+or later, so that pip installs no environment with both. It would add float32 and read a window without a mask.
 """
 
 import functools

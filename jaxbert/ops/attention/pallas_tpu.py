@@ -224,8 +224,11 @@ def _allowed(static: Static, q_ids_1T: jax.Array, k_ids_1S: jax.Array, q_first: 
     return allowed_ST
 
 
-def _walk(table: Any, step: Any, plan: visits.Plan, chunk: Any, tile: Any) -> None:
-    """Runs `chunk(first)` and `tile(unit of the block, unit)` along a step's entries; units count from the major's."""
+def _walk(table: Any, step: Any, plan: visits.Plan, chunk: Any, tiles: Any) -> None:
+    """Runs `chunk(first)` and `tiles(unit of the block, unit, how many)` along a step's entries.
+
+    Units count from the major's. A unit's tiles besides the chunks stand in two runs, before and behind these.
+    """
     base = table[step] * plan.major
     first, count = table[step + 1] - base, table[step + 2]
 
@@ -236,11 +239,18 @@ def _walk(table: Any, step: Any, plan: visits.Plan, chunk: Any, tile: Any) -> No
     @pl.loop(0, plan.block)
     def _(own: Any) -> None:
         start, others = table[step + 3 + 2 * own] - base, table[step + 4 + 2 * own]
+        before, behind = visits.runs(first, count, start, others)
+        next_start = start + before + count * plan.chunk
+        pairs, odd = before >> 1, before & 1  # not // and %, which ask for a device: a compile may have none
+        two = min(2, plan.major)  # a major of one unit has no pairs, and none could be read
 
-        @pl.loop(0, others)
+        @pl.loop(0, pairs + (behind >> 1))
         def _(n: Any) -> None:
-            unit = start + n
-            tile(own, jnp.where(unit >= first, unit + count * plan.chunk, unit))
+            tiles(own, jnp.where(n < pairs, start + 2 * n, next_start + 2 * (n - pairs)), two)
+
+        @pl.loop(0, odd + (behind & 1))
+        def _(n: Any) -> None:
+            tiles(own, jnp.where(n < odd, start + before - 1, next_start + behind - 1), 1)
 
 
 def _overlapped(items: list[Any], first: Any, second: Any) -> None:
@@ -369,7 +379,8 @@ def _forward_kernel(
             if not masked:
                 return scores_ST
             q_first, k_first = (i * plan.block + own) * UNIT, (table[step] * plan.major + unit) * UNIT
-            return jnp.where(_allowed(static, q_ids[own], k_ids[unit], q_first, k_first), scores_ST, MASKED)
+            allowed_ST = _allowed(static, _units(q_ids, own, width), _units(k_ids, unit, count), q_first, k_first)
+            return jnp.where(allowed_ST, scores_ST, MASKED)
 
         def add(own: Any, head: int, scores_ST: jax.Array) -> None:
             rows = slice(head * H, (head + 1) * H)
@@ -391,7 +402,7 @@ def _forward_kernel(
         width = math.gcd(plan.block, static.tiles.width // UNIT)
         update(list(range(0, plan.block, width)), width, first, plan.chunk, masked=False)
 
-    _walk(table, step, plan, chunk, lambda own, unit: update([own], 1, unit, 1, masked=True))
+    _walk(table, step, plan, chunk, lambda own, unit, count: update([own], 1, unit, count, masked=True))
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _() -> None:
@@ -528,7 +539,7 @@ def _backward_kernel(
             dp_ST = _product(own_v_HSE[head, keys], gradient_TE[queries], (1, 1))
             if masked:
                 q_first, k_first = (table[step] * plan.major + unit) * UNIT, (i * plan.block + own) * UNIT
-                allowed_ST = _allowed(static, q_ids[unit], k_ids[own], q_first, k_first)
+                allowed_ST = _allowed(static, _units(q_ids, unit, width), k_ids[own], q_first, k_first)
                 scores_ST = jnp.where(allowed_ST, scores_ST, MASKED)
             return scores_ST, dp_ST
 
@@ -549,7 +560,7 @@ def _backward_kernel(
         width = math.gcd(plan.chunk, static.tiles.width // UNIT)
         update(0, plan.block, [first + n for n in range(0, plan.chunk, width)], width, masked=False)
 
-    _walk(table, step, plan, chunk, lambda own, unit: update(own, 1, [unit], 1, masked=True))
+    _walk(table, step, plan, chunk, lambda own, unit, count: update(own, 1, [unit], count, masked=True))
 
     for own in range(plan.block):
         rows = pl.ds(own * UNIT, UNIT)

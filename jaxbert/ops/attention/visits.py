@@ -7,6 +7,7 @@ unit and count. Ids in any order are served too: a run then holds tiles between 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,12 @@ def table(visited_BIJ: jax.Array, whole_BIJ: jax.Array, plan: Plan) -> jax.Array
     runs = jnp.stack([first + offset[:, None], rest], axis=-1).reshape(*loaded.shape, 2 * plan.block)
     head = jnp.stack([loaded, whole_first + offset, chunks], axis=-1)
     return jnp.concatenate([head, runs], axis=-1).astype(jnp.int32)
+
+
+def runs(first: Any, count: Any, start: Any, others: Any) -> tuple[Any, Any]:
+    """How many of a unit's tiles besides the chunks lie before these, and behind them; from a step's table entries."""
+    before = jnp.where(count > 0, jnp.clip(first - start, 0, others), others)
+    return before, others - before
 
 
 def computed_entries(table_BIJE: jax.Array, plan: Plan) -> jax.Array:
