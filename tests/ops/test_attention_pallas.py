@@ -88,6 +88,22 @@ def test_errors_are_those_of_plain_xla(dtype: str, heads: int, head_size: int, w
     assert_as_exact_as_plain(ids, ids, heads=heads, head_size=head_size, window=window, dtype=dtype)
 
 
+# Beside the chunks lie a pair of tiles and a single one: of a unit that sees 832 tokens behind four units, of a block
+# of four units before and behind those that its window wholly covers. A unit that sees 960 tokens has two pairs.
+CHUNKS_OF_FOUR = Tiles(q_block=128, k_chunk=512, k_major=1024, k_block=128, q_chunk=512, q_major=1024)
+RUNS = [
+    ((832, 192), None, CHUNKS_OF_FOUR),
+    ((960, 64), None, CHUNKS_OF_FOUR),
+    ((1024,), 1280, Tiles(q_block=512, k_chunk=128, k_major=1024, k_block=512, q_chunk=128, q_major=1024)),
+]
+
+
+@pytest.mark.parametrize("lengths, window, tiles", RUNS)
+def test_runs_of_tiles_before_and_behind_the_chunks(lengths: tuple[int, ...], window: int | None, tiles: Tiles) -> None:
+    ids = segments(1024, *lengths)
+    assert_as_exact_as_plain(ids, ids, window=window, attention=functools.partial(published_sizes, tiles=tiles))
+
+
 @pytest.mark.slow  # interpreting large tiles takes the compiler half a minute
 @pytest.mark.parametrize("dtype, heads, head_size, window", EXACT)
 @pytest.mark.parametrize("width", [128, 256])
