@@ -82,11 +82,11 @@ class Implementation:
 
 
 # Tokens of a row from which the TPU kernel wins by 20 % over XLA's two in a training step, in static cycles of a v5e.
-# Four layers of BERT-large, 8 × 512 tokens, forward and backward: 10.5 ms against the reference's 15.6, which keeps the
+# Four layers of BERT-large, 8 × 512 tokens, forward and backward: 10.4 ms against the reference's 15.8, which keeps the
 # scores of every layer (python tools/layer_cycles.py --attention=pallas_tpu, and reference). Attention alone, where
-# nothing is kept for other layers, heads of 64, 4,096 tokens (tools/bench_attention.py --topology=v5e:2x2): dense 304 k
-# against 356 k at 512, 476 k against 1,048 k at 1,024; packed 366 k against 356 k, 404 k against 1,048 k. Heads of 128
-# and other generations take the same.
+# nothing is kept for other layers, heads of 64, 4,096 tokens (docs/plans.md): dense 317 k against 300 k at 512, 489 k
+# against 1,785 k at 1,024; packed 338 k against 300 k, 371 k against 1,785 k. Heads of 128 and other generations take
+# the same.
 KERNEL_FROM = 512
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
