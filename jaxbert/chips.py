@@ -35,7 +35,7 @@ class Chip:
     cores: int = 1  # TensorCores of one device
     devices_a_chip: int = 1
     devices_a_host: int = 4
-    readable: bool = False  # whether jax was seen to read libtpu's programs back; not v5p's and v6e's (sparse cores)
+    readable: bool = False  # whether jax was seen to read its programs back; not v5p's and v6e's (sparse cores)
 
 
 CHIPS = {
@@ -58,7 +58,7 @@ CHIPS = {
             devices_a_chip=2,
             devices_a_host=8,
         ),
-        Chip("h100", "NVIDIA H100", 989e12, 80e9, 3350e9, 450e9, devices_a_host=8),
+        Chip("h100", "NVIDIA H100", 989e12, 80e9, 3350e9, 450e9, devices_a_host=8, readable=True),
     )
 }
 # What XLA asks of a GPU that is not there; the figures of NVIDIA's H100 SXM and of compute capability 9.0.
