@@ -221,9 +221,10 @@ def _kernel_trips(tiles: Any, ids: np.ndarray, window: int | None) -> dict[str, 
         ("attention_backward", visits.backward_plan),
     ):
         table = np.asarray(visits.table(visited, whole, plan(length, length, tiles)))
-        runs = np.stack(visits.runs(*(table[..., n : n + 1] for n in (1, 2)), table[..., 3::2], table[..., 4::2]))
+        first, chunks, starts, others = table[..., 1:2], table[..., 2:3], table[..., 3::2], table[..., 4::2]
+        runs = np.stack(visits.beside_chunks(first, chunks, starts, others))
         pairs, odd = np.sum(runs // 2, axis=0), np.sum(runs % 2, axis=0)
-        found[name] = float(table[..., 2].mean()), float(pairs.mean()), float(odd.mean())
+        found[name] = float(chunks.mean()), float(pairs.mean()), float(odd.mean())
     return found
 
 

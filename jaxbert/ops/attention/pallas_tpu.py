@@ -239,7 +239,7 @@ def _walk(table: Any, step: Any, plan: visits.Plan, chunk: Any, tiles: Any) -> N
     @pl.loop(0, plan.block)
     def _(own: Any) -> None:
         start, others = table[step + 3 + 2 * own] - base, table[step + 4 + 2 * own]
-        before, behind = visits.runs(first, count, start, others)
+        before, behind = visits.beside_chunks(first, count, start, others)
         next_start = start + before + count * plan.chunk
         pairs, odd = before >> 1, before & 1  # not // and %, which ask for a device: a compile may have none
         two = min(2, plan.major)  # a major of one unit has no pairs, and none could be read

@@ -103,7 +103,7 @@ def table(visited_BIJ: jax.Array, whole_BIJ: jax.Array, plan: Plan) -> jax.Array
     return jnp.concatenate([head, runs], axis=-1).astype(jnp.int32)
 
 
-def runs(first: Any, count: Any, start: Any, others: Any) -> tuple[Any, Any]:
+def beside_chunks(first: Any, count: Any, start: Any, others: Any) -> tuple[Any, Any]:
     """How many of a unit's tiles besides the chunks lie before these, and behind them; from a step's table entries."""
     before = jnp.where(count > 0, jnp.clip(first - start, 0, others), others)
     return before, others - before
