@@ -28,8 +28,8 @@ FAULTS = {
     "slow": 0,  # looks at a request in each of the states before ACTIVE
     "stock_out": 0,  # first requests that become FAILED for want of capacity
     "failed": None,  # {"code", "message"} of the first request that becomes FAILED
-    "preempt": [],  # numbers of reports at which a slice is SUSPENDED and its machines vanish
-    "vanish": [],  # … at which the machines vanish though the request stays ACTIVE
+    "preempt": 0,  # first slices that are SUSPENDED, their machines gone, at a report when all workers are at work
+    "vanish": 0,  # … whose machines are gone then though the request stays ACTIVE
     "silent": [],  # numbers of ssh calls at which worker 1 does not answer; "all": none ever does
     "refuse_down": 0,  # first looks that fail as a service that is down does
     "kill_launcher": 0,  # the call at which the launcher is killed, after the call has had its effect
@@ -161,14 +161,20 @@ def end_processes_with(text):
 def ssh(argv, state, faults, name, flags):
     where = homes(argv, state["slices"], name, flags["worker"])
     state["ssh"] += 1
-    state["reports"] += "worker.py report" in flags["command"]
-    reporting = "worker.py report" in flags["command"]
-    if reporting and state["reports"] in faults["preempt"] + faults["vanish"]:
-        end_machines(state["slices"][name])
-        if state["reports"] in faults["preempt"]:
-            state["slices"][name]["ahead"] = [{"state": "SUSPENDING"}, {"state": "SUSPENDED"}]
+    if "worker.py report" in flags["command"] and state["created"] <= faults["preempt"] + faults["vanish"]:
+        # Not at a numbered report: a worker may not have come to its first line then, and would have started once less.
+        if all(at_work(home) for home in where):
+            end_machines(state["slices"][name])
+            if faults["preempt"]:
+                state["slices"][name]["ahead"] = [{"state": "SUSPENDING"}, {"state": "SUSPENDED"}]
     silent = faults["silent"] == "all" or state["ssh"] in faults["silent"]
     return lambda: on_workers(where, flags["command"], silent, faults["silent"] == "all")
+
+
+def at_work(home):
+    """Whether fake_train.py has written that it started."""
+    log = home / "jaxbert" / "log"
+    return log.exists() and ", start " in log.read_text()
 
 
 def on_workers(where, command, silent, all_silent):

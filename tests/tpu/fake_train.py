@@ -1,5 +1,6 @@
-"""A stand-in for jaxbert.train: fake_train.py FOLDER SECONDS CODE,CODE,…: the n-th start on a worker ends with the n-th
-code, the last one again and again. FOLDER, like a bucket, outlives the machines: each start adds a line to it.
+"""A stand-in for jaxbert.train: fake_train.py FOLDER SECONDS,SECONDS,… CODE,CODE,…: the n-th start on a worker lasts
+the n-th time and ends with the n-th code, the last ones again and again. FOLDER, like a bucket, outlives the machines:
+each start adds a line to it.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 
 def main():
-    folder, seconds, codes = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3].split(",")
+    folder, seconds, codes = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3].split(",")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     number = next((word.partition("=")[2] for word in sys.argv if word.startswith("--process=")), None)
     number = number or os.environ["JAXBERT_WORKER"]
@@ -20,7 +21,7 @@ def main():
         file.seek(0)
         starts = len(file.readlines())
     print(f"worker {number}, start {starts}", flush=True)
-    time.sleep(seconds)
+    time.sleep(float(seconds[min(starts, len(seconds)) - 1]))
     code = int(codes[min(starts, len(codes)) - 1])
     print(f"worker {number} ends with {code}", flush=True)
     if code < 0:

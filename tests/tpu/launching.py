@@ -40,7 +40,7 @@ class Cloud:
             "PYTHONPATH": str(folder / "site"),
         }
         (self.home / "state.json").write_text(
-            json.dumps({"slices": {}, "calls": [], "created": 0, "looks": 0, "ssh": 0, "reports": 0})
+            json.dumps({"slices": {}, "calls": [], "created": 0, "looks": 0, "ssh": 0})
         )
         self.fault()
 
