@@ -1,5 +1,6 @@
 """The bidirectional long convolution: its definition, and that every implementation computes it."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbert.ops.long_conv import api
+from jaxbert.ops.long_conv import api, pallas_tpu
 
 ROWS, WIDTH = 3, 5
-FASTER = pytest.mark.parametrize("implementation", ["direct", "fft"])
+# The kernels are slow where they are interpreted: there each line of a matrix is turned by itself.
+FASTER = pytest.mark.parametrize(
+    "implementation", ["direct", "fft", pytest.param("pallas_tpu", marks=pytest.mark.slow)]
+)
 LENGTHS = pytest.mark.parametrize(
     "length", [1, 2, 3, 33, 100, *(pytest.param(length, marks=pytest.mark.slow) for length in (7, 16))]
 )
@@ -25,6 +29,13 @@ def arguments(length: int, dtype: str = "float32") -> tuple[np.ndarray, ...]:
     random = np.random.default_rng(length)
     shapes = (ROWS, length, WIDTH), (length, WIDTH), (length, WIDTH), (WIDTH,)
     return tuple(random.normal(size=shape).astype(dtype) for shape in shapes)
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TPU kernels on the CPU."""
+    on_cpu = functools.partial(pallas_tpu.long_conv, interpret=True)
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "pallas_tpu", on_cpu)
 
 
 def convolve(implementation: str | None, *given: Any) -> jax.Array:
@@ -56,6 +67,10 @@ def test_the_reference_is_the_sum_over_tokens_before_and_after() -> None:
 def test_values_and_gradients_are_the_references(
     implementation: str, length: int, dtype: str, tolerance: float
 ) -> None:
+    if implementation == "pallas_tpu" and dtype == "float64":
+        with pytest.raises(ValueError, match="float64"):
+            in_dtype(dtype, lambda: convolve(implementation, *arguments(length, dtype)))
+        return
     given, weight = arguments(length, dtype), arguments(length + 1, dtype)[0][:, :length]
 
     def value_and_gradients(name: str) -> tuple[jax.Array, ...]:
@@ -80,6 +95,18 @@ def test_bfloat16_rows_are_summed_in_float32(implementation: str) -> None:
     assert found.dtype == jnp.bfloat16
     wanted = convolve("reference", row.astype(jnp.float32), *filters)
     close(found.astype(jnp.float32), wanted, 2.0**-8)
+
+
+def test_the_tpu_kernels_serve_rows_that_fill_their_matrices() -> None:
+    given, loss = arguments(128), lambda name, *given: jnp.sum(jnp.sin(convolve(name, *given)))
+    found, wanted = (
+        jax.jit(jax.grad(functools.partial(loss, name), argnums=(0, 1, 2, 3)))(*given)
+        for name in ("pallas_tpu", "reference")
+    )
+    for x, reference in zip(found, wanted, strict=True):
+        close(x, reference, 1e-5)
+    with pytest.raises(ValueError, match="at most 128 tokens, not 129"):
+        convolve("pallas_tpu", *arguments(129))
 
 
 @pytest.mark.parametrize("implementation", api.IMPLEMENTATIONS)

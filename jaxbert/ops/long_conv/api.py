@@ -5,10 +5,16 @@ from typing import Literal
 
 import jax
 
-from jaxbert.ops.long_conv import direct, fft, reference
+from jaxbert.ops.long_conv import direct, fft, pallas_tpu, reference
+from jaxbert.ops.platform import target
 
-Implementation = Literal["reference", "direct", "fft"]
-IMPLEMENTATIONS = {"reference": reference.long_conv, "direct": direct.long_conv, "fft": fft.long_conv}
+Implementation = Literal["reference", "direct", "fft", "pallas_tpu"]
+IMPLEMENTATIONS = {
+    "reference": reference.long_conv,
+    "direct": direct.long_conv,
+    "fft": fft.long_conv,
+    "pallas_tpu": pallas_tpu.long_conv,
+}
 # Tokens: where tools/bench_long_conv.py sees them meet on two cores with AVX-512 (transforms / matrices: 0.7 to 0.9 at
 # 128 tokens, 1.0 at 160, 1.2 at 192, 1.6 to 1.8 at 256). Compiled for a TPU v5e both move as many bytes at 128.
 FFT_FROM = 160
@@ -53,7 +59,9 @@ def long_conv(
 
 
 def choose(length: int) -> Implementation:
-    """The fastest implementation for rows of `length` tokens."""
+    """The fastest implementation for rows of `length` tokens on the devices that the program is traced for."""
+    if pallas_tpu.serves(length, target()):
+        return "pallas_tpu"
     return "fft" if length >= FFT_FROM else "direct"
 
 
