@@ -19,7 +19,8 @@ import jax
 from bench_train import machine, measure, show  # a tool beside this one
 
 from jaxbert.allocator import computes_on_cpu, keep_freed_memory
-from jaxbert.ops.long_conv import api
+from jaxbert.ops.long_conv import api, pallas_tpu
+from jaxbert.ops.platform import target
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 2048, 8192)
 LARGEST_MATRICES = 2**30  # bytes
@@ -43,6 +44,10 @@ def bench(length: int, flags: argparse.Namespace) -> list[dict[str, Any]]:
     """One length: tokens a second and memory of each, and how much slower than the other of ours the chosen one is."""
     rows = flags.rows or max(1, flags.tokens // length)
     contestants = dict(api.IMPLEMENTATIONS)
+    row = jax.ShapeDtypeStruct((rows, length, flags.channels), flags.dtype)
+    chosen = api.choose(row)
+    if pallas_tpu.lacks(row, target()):
+        del contestants["pallas_tpu"]
     if 4 * length * length * flags.channels > LARGEST_MATRICES:
         contestants = {"fft": contestants["fft"]}
     programs = {name: compiled(call, rows, length, flags.channels, flags.dtype) for name, call in contestants.items()}
@@ -59,8 +64,7 @@ def bench(length: int, flags: argparse.Namespace) -> list[dict[str, Any]]:
         memory = program.memory_analysis().temp_size_in_bytes / 2**20
         lines.append(measure(f"T={length}: {name}, temporaries", [memory], "MiB"))
     if "direct" in seconds:
-        chosen = api.choose(length)
-        other = "direct" if chosen == "fft" else "fft"
+        other = "fft" if chosen == "direct" else "direct"
         ratio = [theirs / mine for mine, theirs in zip(seconds[chosen], seconds[other], strict=True)]
         lines.append(measure(f"T={length}: chosen ({chosen}) / {other}", ratio, "ratio", 0.9))
     return lines

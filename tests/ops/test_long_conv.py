@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxbert.ops.long_conv import api, pallas_tpu
+from jaxbert.ops.platform import Target
 
 ROWS, WIDTH = 3, 5
 # The kernels are slow where they are interpreted: there each line of a matrix is turned by itself.
@@ -105,7 +106,7 @@ def test_the_tpu_kernels_serve_rows_that_fill_their_matrices() -> None:
     )
     for x, reference in zip(found, wanted, strict=True):
         close(x, reference, 1e-5)
-    with pytest.raises(ValueError, match="at most 128 tokens, not 129"):
+    with pytest.raises(ValueError, match="cannot serve this call: x_BTD has rows of 129 tokens"):
         convolve("pallas_tpu", *arguments(129))
 
 
@@ -119,10 +120,27 @@ def test_the_last_backward_value_reaches_nothing(implementation: str) -> None:
 
 
 def test_by_default_it_is_what_choose_says() -> None:
-    names = [api.choose(length) for length in (1, 16, 1024, 32768)]
+    rows = [jax.ShapeDtypeStruct((ROWS, length, WIDTH), "float32") for length in (1, 16, 1024, 32768)]
+    names = [api.choose(row) for row in rows]
     assert names[0] == "direct" and names[-1] == "fft"
     given = arguments(16)
-    np.testing.assert_array_equal(convolve(None, *given), convolve(api.choose(16), *given))
+    np.testing.assert_array_equal(convolve(None, *given), convolve(names[1], *given))
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "target", "missing"),
+    [
+        (128, "bfloat16", Target("tpu", "TPU v6 lite"), None),
+        (129, "bfloat16", Target("tpu", "TPU v5 lite"), "rows of 129 tokens; it takes at most 128"),
+        (128, "bfloat16", Target("tpu", "TPU v4"), "from v5e on, not on TPU v4"),
+        (128, "bfloat16", Target("cpu", "cpu"), "not on cpu"),
+        (128, "float64", Target("tpu", "TPU v5"), "float64; it computes in float32"),
+    ],
+)
+def test_what_the_tpu_kernel_lacks_is_named(length: int, dtype: str, target: Target, missing: str | None) -> None:
+    with jax.enable_x64(True):
+        lacks = pallas_tpu.lacks(jax.ShapeDtypeStruct((ROWS, length, WIDTH), dtype), target)
+    assert missing in lacks if missing else lacks is None
 
 
 def test_operations_count_matrix_products_and_transforms() -> None:

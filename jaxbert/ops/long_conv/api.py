@@ -52,27 +52,27 @@ def long_conv(
             f"long_conv: rows of {row} need filters {row} and a bias {row[1:]}, not {forward_TD.shape}, "
             f"{backward_TD.shape} and {bias_D.shape}"
         )
-    implementation = implementation or choose(row[0])
+    implementation = implementation or choose(x_BTD)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"long_conv: no implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[implementation](x_BTD, forward_TD, backward_TD, bias_D)
 
 
-def choose(length: int) -> Implementation:
-    """The fastest implementation for rows of `length` tokens on the devices that the program is traced for."""
-    if pallas_tpu.serves(length, target()):
+def choose(x_BTD: jax.Array) -> Implementation:
+    """The fastest implementation for rows of this shape and dtype on the devices that the program is traced for."""
+    if not pallas_tpu.lacks(x_BTD, target()):
         return "pallas_tpu"
-    return "fft" if length >= FFT_FROM else "direct"
+    return "fft" if x_BTD.shape[1] >= FFT_FROM else "direct"
 
 
 def flops(length: int) -> float:
-    """Floating-point operations of one channel of one row by the implementation that `choose` takes.
+    """Floating-point operations of one channel of one row by the implementation that `choose` takes, on any device.
 
     Matrix products: 2 T². Transforms of n points: one there and one back, at the 5/2 n log2 n that a real transform is
     commonly counted with (half the 5 n log2 n of a complex one), and n/2 complex products of 6. The filters' transform
     serves the whole batch and is not a row's.
     """
-    if choose(length) != "fft":
+    if length < FFT_FROM:
         return 2.0 * length * length
     size = fft.size_for(length)
     return 2 * 2.5 * size * math.log2(size) + 6 * (size / 2)

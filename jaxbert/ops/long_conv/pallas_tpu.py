@@ -19,33 +19,38 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from jaxbert.ops.platform import Target
+from jaxbert.ops.platform import Target, target
 from jaxbert.sharding import by_rows
 
 LANES = 128  # channels of a grid step, and tokens of a row
 SUBLANES = 8
 ROWS = 32  # of a grid step, at most
+EMULATED = Target("tpu", "TPU v5 lite")
 NO_STRIDES = ("TPU v2", "TPU v3", "TPU v4")  # cannot turn each sublane by another number of lanes
 
 
-def serves(length: int, target: Target) -> bool:
-    """Whether the kernel takes rows of `length` tokens on these devices."""
-    return target.platform == "tpu" and not target.kind.startswith(NO_STRIDES) and length <= LANES
+def lacks(x_BTD: jax.Array, target: Target) -> str | None:
+    """What the kernel would need to serve the call; None: it serves it."""
+    if target.platform != "tpu" or target.kind.startswith(NO_STRIDES):
+        return f"it runs on TPUs from v5e on, not on {target.kind}"
+    if x_BTD.shape[1] > LANES:
+        return f"x_BTD has rows of {x_BTD.shape[1]} tokens; it takes at most {LANES}"
+    if x_BTD.dtype == jnp.float64:
+        return "x_BTD is float64; it computes in float32 at most"
+    return None
 
 
 def long_conv(
     x_BTD: jax.Array, forward_TD: jax.Array, backward_TD: jax.Array, bias_D: jax.Array, *, interpret: Any = False
 ) -> jax.Array:
-    """As reference.py, for rows of at most 128 tokens; `interpret=True` runs on a CPU.
+    """As reference.py; `interpret=True` runs on a CPU.
 
-    Products take operands in bfloat16 where `x_BTD` has it, otherwise in float32. Raises ValueError for longer rows and
-    for float64.
+    Products take operands in bfloat16 where `x_BTD` has it, otherwise in float32. Raises ValueError for what the kernel
+    lacks: see `lacks`.
     """
-    B, T, D = x_BTD.shape
-    if T > LANES:
-        raise ValueError(f"long_conv: the TPU kernel takes rows of at most {LANES} tokens, not {T}")
-    if x_BTD.dtype == jnp.float64:
-        raise ValueError("long_conv: x_BTD is float64; the TPU kernel computes in float32 at most")
+    if missing := lacks(x_BTD, EMULATED if interpret else target()):
+        raise ValueError(f"long_conv: the TPU kernel cannot serve this call: {missing}")
+    T = x_BTD.shape[1]
 
     def of_own_rows(x_BTD: jax.Array, forward_TD: jax.Array, backward_TD: jax.Array, bias_D: jax.Array) -> jax.Array:
         behind_TD = forward_TD.astype(jnp.float32).at[0].add(bias_D.astype(jnp.float32))
