@@ -10,9 +10,10 @@ From Liu et al. 2019 (RoBERTa, arXiv:1907.11692), table 9, large: rows of 512, b
 lengths: 419 billion positions. Ours: the vocabulary (theirs 50,000 byte pairs), bfloat16 (theirs float16), and no
 dropout of attention's probabilities, as in web_base.py: with it every layer's scores are kept, and on four v5e a step
 moves 31.4 TB of HBM a device in place of 8.2, by `python -m jaxbert.plan --topology=v5e:2x2` with and without
---config.model.attention_dropout=0.1. Izsak et al. 2021 (arXiv:2104.07705; IntelLabs/academic-budget-bert) train the same
-size in a day at 1e-3, rows of 128, batches of 4,096, but with norms before the blocks, which this BERT has behind them.
-Parameters and moments are spread over the devices of a TPU (fsdp). Nothing of this ran on a TPU or a GPU.
+--config.model.attention_dropout=0.1 (docs/plans.md). Izsak et al. 2021 (arXiv:2104.07705;
+IntelLabs/academic-budget-bert) train the same size in a day at 1e-3, rows of 128, batches of 4,096, but with norms
+before the blocks, which this BERT has behind them. Parameters and moments are spread over the devices of a TPU (fsdp).
+Nothing of this ran on a TPU or a GPU.
 """
 
 from jaxbert import recipes

@@ -12,10 +12,10 @@ from jaxbert.chips import open_topology
 from jaxbert.ops.long_conv.api import long_conv
 
 pytest.importorskip("libtpu", reason="the TPU's compiler")
-B, D = 16, 256
+B, D = 64, 256
 
 
-def compiled(topology: str, T: int) -> str:
+def compiled(topology: str, T: int, dtype: str = "bfloat16") -> str:
     """Value and gradients on data 2 × tensor 2: the program of one device."""
     devices = np.array(open_topology(topology)[1]).reshape(2, 1, 2)
     mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
@@ -28,15 +28,16 @@ def compiled(topology: str, T: int) -> str:
     def array(*shape: int, dtype: str = "float32", axes: tuple[str, ...] = ()) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(axes)))
 
-    rows = array(B, T, D, dtype="bfloat16", axes=("data", "fsdp"))
+    rows = array(B, T, D, dtype=dtype, axes=("data", "fsdp"))
     with jax.set_mesh(mesh):
         step = jax.jit(both).lower(rows, array(T, D), array(T, D), array(D), rows)
         return step.compile().as_text()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-def test_rows_of_up_to_128_tokens_make_no_matrices_in_memory(topology: str) -> None:
-    text = compiled(topology, 100)
+def test_rows_of_up_to_128_tokens_make_no_matrices_in_memory(topology: str, dtype: str) -> None:
+    text = compiled(topology, 100, dtype)
     flops = [call.flops for call in program.parse(text).custom_calls() if "tpu" in call.target]
     assert sorted(flops) == [2 * products * (B // 2) * 128**2 * D for products in (1, 2)], "forward, backward"
     sizes = [np.prod([*map(int, dims.split(","))]) for dims in re.findall(r"(?:f32|bf16)\[([\d,]+)\]", text)]

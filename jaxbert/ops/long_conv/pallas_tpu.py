@@ -24,7 +24,7 @@ from jaxbert.sharding import by_rows
 
 LANES = 128  # channels of a grid step, and tokens of a row
 SUBLANES = 8
-ROWS = 32  # of a grid step, at most
+ROWS = 32  # of a grid step, at most; half as many in float32, or blocks and scratch do not fit the 16 MiB of VMEM
 EMULATED = Target("tpu", "TPU v5 lite")
 NO_STRIDES = ("TPU v2", "TPU v3", "TPU v4")  # cannot turn each sublane by another number of lanes
 
@@ -88,7 +88,7 @@ def _call(
 ) -> Any:
     """`kernel` on blocks of arrays (B, T, D) and (D, U), on each device for itself; results are of the same kinds."""
     (B, T, D), dtype = rows[0].shape, rows[0].dtype
-    block = math.gcd(B, ROWS)
+    block = math.gcd(B, 2 * ROWS // dtype.itemsize)
     row_spec = pl.BlockSpec((block, LANES, LANES), lambda g, b: (b, 0, g))
     lag_spec = pl.BlockSpec((LANES, LANES), lambda g, b: (g, 0))
     row_out, lag_out = jax.ShapeDtypeStruct((B, T, D), dtype), jax.ShapeDtypeStruct((D, LANES), jnp.float32)
