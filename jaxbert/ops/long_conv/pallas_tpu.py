@@ -59,6 +59,7 @@ def long_conv(
         behind_DU = jnp.pad(behind_TD, ((0, LANES - T), (0, 0))).T
         ahead_DU = jnp.pad(ahead_TD, ((LANES - T, 0), (0, 0))).T
         rows = x_BTD.shape[0]
+        # Rows up to a multiple of 8: of three, each would be a grid step that makes every matrix anew.
         x = jnp.pad(x_BTD, ((0, -rows % SUBLANES), (0, LANES - T), (0, 0)))
         operand = jnp.bfloat16 if x.dtype == jnp.bfloat16 else jnp.float32
         return _convolution(interpret, x.astype(operand), behind_DU, ahead_DU)[:rows, :T].astype(x_BTD.dtype)
