@@ -28,8 +28,6 @@ _TRANSFER = re.compile(
 )
 _PREDICATED = re.compile(r"\((!?)(%p\w+)(?:, (%s\w+))?\), ")
 
-GRANULE = 32  # bytes, of a transfer's size
-
 Value = int | None  # None: depends on data
 Predicate = tuple[bool, str] | None  # (negated, name); None: always
 
@@ -76,8 +74,9 @@ class Flow:
     everything in them: the most.
     """
 
-    def __init__(self, bundles: list[str]):
-        """`bundles` as `split` gives them."""
+    def __init__(self, bundles: list[str], granule: int):
+        """`bundles` as `split` gives them; `granule`: bytes that a transfer's size counts (chips.Chip)."""
+        self.granule = granule
         self.count = len(bundles)
         self.executed, self.moved = np.ones(self.count), np.zeros(self.count)
         self._scalars = _Scalars(bundles)
@@ -119,7 +118,7 @@ class Flow:
                 if isinstance(event, _Transfer):
                     if happens is not False:
                         granules = self._scalars.value(event.granules, known)
-                        size = event.block if granules is None else granules * GRANULE
+                        size = event.block if granules is None else granules * self.granule
                         self.moved[event.bundle] += size / trips
                 elif happens:
                     first, last = event.bundle + 1 + DELAY_SLOTS, min(event.target, end)

@@ -35,13 +35,14 @@ class Chip:
     cores: int = 1  # TensorCores of one device
     devices_a_chip: int = 1
     devices_a_host: int = 4
+    granule: int = 32  # bytes that a transfer's size in libtpu's dumps counts
     readable: bool = False  # whether jax was seen to read its programs back; not v5p's and v6e's (sparse cores)
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "TPU v4", 275e12, 32 * 2**30, 1228e9, 300e9, 1.05e9, 8, cores=2),
+        Chip("v4", "TPU v4", 275e12, 32 * 2**30, 1228e9, 300e9, 1.05e9, 8, cores=2, granule=512),
         Chip("v5e", "TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9, 1.5e9, 4, readable=True),
         Chip("v5p", "TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9, 1.75e9, 8, cores=2),
         Chip("v6e", "TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 400e9, 1.75e9, 4, matrix_size=256),

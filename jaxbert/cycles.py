@@ -194,8 +194,8 @@ def environment(folder: str | Path) -> dict[str, str]:
     return {"LIBTPU_INIT_ARGS": f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()}
 
 
-def read(folder: str | Path) -> list[Program]:
-    """The programs of a folder that libtpu dumped one compile into.
+def read(folder: str | Path, chip: Chip) -> list[Program]:
+    """The programs of a folder that libtpu dumped one compile for a chip into.
 
     Raises BadInput if there are none, or if they do not look like those of the libtpu that this was written for.
     """
@@ -219,7 +219,7 @@ def read(folder: str | Path) -> list[Program]:
             continue  # <late-initialization> and its like run once a process
         if "final_hlo-static-per-bundle-utilization" not in kinds:
             raise BadInput(f"{kinds['final_bundles']}: no slot table beside it; {KNOWN} writes one")
-        programs.append(_program(name, shared.get(name, (name,)), kinds))
+        programs.append(_program(name, shared.get(name, (name,)), kinds, chip))
     return programs
 
 
@@ -235,7 +235,7 @@ def _shared_programs(path: Path | None) -> dict[str, tuple[str, ...]]:
     return shared
 
 
-def _program(name: str, instructions: tuple[str, ...], kinds: dict[str, Path]) -> Program:
+def _program(name: str, instructions: tuple[str, ...], kinds: dict[str, Path], chip: Chip) -> Program:
     text = kinds["final_bundles"].read_text(encoding="utf-8", errors="replace")
     capacity, slots = _slot_table(kinds["final_hlo-static-per-bundle-utilization"])
     bundles = split(text)
@@ -250,7 +250,7 @@ def _program(name: str, instructions: tuple[str, ...], kinds: dict[str, Path]) -
             rows[i] += 8 if match[1] else _ROWS.get(match[2], 32)
     analysis = kinds["analysis"].read_text(encoding="utf-8", errors="replace") if "analysis" in kinds else ""
     op_name = _OP_NAME.search(analysis) if name != BETWEEN else None
-    flow = Flow(bundles)
+    flow = Flow(bundles, chip.granule)
     where = op_name[1] if op_name else ""
     return Program(name, instructions, where, flow.loops, flow.executed, flow.moved, slots, capacity, rows)
 
@@ -314,7 +314,7 @@ def of_compiled(folder: str | Path, text: str, chip: Chip, *, trips: Trips | Non
 
     The trips of the loops that the top-level program runs are HLO's too; `trips` is for those of other programs.
     """
-    hlo, programs = parse(text), read(folder)
+    hlo, programs = parse(text), read(folder, chip)
     executions = {i.name: count for _, i, count in hlo.scheduled()}
     sources = {i.name: "/".join(i.source.split("/")[-2:]) for _, i, _ in hlo.scheduled()}
     outer = tuple(_loop_trips(hlo, hlo.entry))

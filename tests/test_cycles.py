@@ -17,7 +17,7 @@ V5E, V6E = CHIPS["v5e"], CHIPS["v6e"]
 
 
 def program(dump: str) -> cycles.Program:
-    (found,) = cycles.read(DUMPS / dump)
+    (found,) = cycles.read(DUMPS / dump, CHIPS[dump.partition("_")[0]])
     return found
 
 
@@ -62,7 +62,7 @@ def test_equal_instructions_share_a_program_and_runs_add_up(tmp_path: Path) -> N
     shutil.copytree(DUMPS / "v5e_product", tmp_path, dirs_exist_ok=True)
     (notes,) = tmp_path.glob("*deduplication-map.txt")
     notes.write_text(notes.read_text().replace("[size=1]:\n  product.1", "[size=2]:\n  product.1\n  product.2"))
-    (product,) = cycles.read(tmp_path)
+    (product,) = cycles.read(tmp_path, V5E)
     assert product.instructions == ("product.1", "product.2")
     step = cycles.rank([product], V5E, executions={"product.1": 1, "product.2": 23}, sources={"product.2": "bert.py:7"})
     assert step.rows[0].runs == 24 and step.rows[0].bundles == 24 * product.work().cycles
@@ -93,33 +93,34 @@ def test_flags_that_are_set_stay_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dumps_of_another_format_are_refused_with_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no \*-final_bundles.txt; .*libtpu 0.0.52"):
-        cycles.read(tmp_path)
+        cycles.read(tmp_path, V5E)
     shutil.copytree(DUMPS / "v5e_product", tmp_path, dirs_exist_ok=True)
     (slots,) = tmp_path.glob("*per-bundle-utilization.txt")
     text = slots.read_text()
     slots.write_text(text.replace("XLU, VALU", "VALU, XLU"))
     with pytest.raises(BadInput, match="begins with 'MATMUL, MATPUSH, VALU, XLU.*libtpu 0.0.52"):
-        cycles.read(tmp_path)
+        cycles.read(tmp_path, V5E)
     slots.write_text(text + "0 0 0 0 0 0 0 0 0 0 0\n")
     with pytest.raises(BadInput, match="84 bundles, but its slot table has 85 lines"):
-        cycles.read(tmp_path)
+        cycles.read(tmp_path, V5E)
     slots.unlink()
     with pytest.raises(BadInput, match="no slot table beside it"):
-        cycles.read(tmp_path)
+        cycles.read(tmp_path, V5E)
 
 
-def compiled(folder: Path, kernel: str) -> str:
+def compiled(folder: Path, kernel: str, topology: str = "v5e:2x2") -> str:
     """The HLO of a kernel of tests/cycles/make.py that libtpu, in a process of its own, dumped into `folder`."""
     pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu")
-    command = [sys.executable, "-m", "tests.cycles.make", str(folder), kernel, "v5e:2x2"]
+    command = [sys.executable, "-m", "tests.cycles.make", str(folder), kernel, topology]
     environment = {**os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1], env=environment, capture_output=True)
     return (folder / "compiled.hlo").read_text()
 
 
-def test_the_installed_libtpu_writes_what_is_read_here(tmp_path: Path) -> None:
-    compiled(tmp_path, "product")
-    found = {program.name: program for program in cycles.read(tmp_path)}
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_installed_libtpu_writes_what_is_read_here(topology: str, tmp_path: Path) -> None:
+    compiled(tmp_path, "product", topology)
+    found = {program.name: program for program in cycles.read(tmp_path, CHIPS[topology.partition(":")[0]])}
     product = found["product.1"]
     assert cycles.BETWEEN in found and product.op_name.endswith("product/pallas_call")
     assert product.work().matrix_rows == 64 and product.work().moved == program("v5e_product").work().moved

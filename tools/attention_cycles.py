@@ -171,7 +171,7 @@ class Compiler:
         self.folder.mkdir()
         with jax.set_mesh(self.mesh):
             compiled = jax.jit(both if backward else forward).lower(x, x, x, ids, *([x] if backward else [])).compile()
-        return cycles.read(self.folder), compiled
+        return cycles.read(self.folder, self.chip), compiled
 
 
 def cost(

@@ -49,7 +49,7 @@ def measure(arguments: argparse.Namespace, sizes: dict[str, int], backward: bool
 
         jax.jit(both).lower(x_BTE, x_BTE, x_BTE, ids_BT, x_BTE).compile()
         trips = functools.partial(kernel_trips, tiles, T)
-        return sum(row.cycles for row in cycles.rank(cycles.read(folder), chip, trips=trips).rows)
+        return sum(row.cycles for row in cycles.rank(cycles.read(folder, chip), chip, trips=trips).rows)
 
 
 def main() -> None:
