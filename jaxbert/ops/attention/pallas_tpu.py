@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec
 from jaxbert.ops.attention import visits
 from jaxbert.ops.attention.tiles import Tiles, chosen
 from jaxbert.ops.attention.visits import UNIT
+from jaxbert.ops.kernels import product
 from jaxbert.sharding import BATCH_AXES, LETTERS, local_axes
 
 LANES = 128
@@ -175,14 +176,6 @@ def _locally(static: Static, call: Any, q_BTE: jax.Array, arrays: tuple[jax.Arra
 
 
 # What both kernels do with a tile
-
-
-def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """a · b over one axis of each, in float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(
-        a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 def _own_lanes(x_TE: jax.Array, head: int, static: Static) -> jax.Array:
@@ -375,7 +368,7 @@ def _forward_kernel(
 
         def scores(own: Any, head: int) -> jax.Array:
             q = own_q_HTE[head, _rows(own, width)]
-            scores_ST = _product(k, q, (1, 1)) * factor
+            scores_ST = product(k, q, (1, 1)) * factor
             if not masked:
                 return scores_ST
             q_first, k_first = (i * plan.block + own) * UNIT, (table[step] * plan.major + unit) * UNIT
@@ -391,7 +384,7 @@ def _forward_kernel(
             shrink = jnp.exp2(largest - larger)
             _put_units(statistics, own, head, larger)
             _put_units(statistics, own, heads + head, total * shrink + jnp.sum(p_ST, axis=0, keepdims=True))
-            new = _product(_units(v_units, unit, count, rows), p_ST.astype(v_SE.dtype), (1, 0))
+            new = product(_units(v_units, unit, count, rows), p_ST.astype(v_SE.dtype), (1, 0))
             for n in range(width):
                 columns = slice(n * UNIT, (n + 1) * UNIT)
                 sums[own + n, rows] = sums[own + n, rows] * shrink[:, columns] + new[:, columns]
@@ -535,8 +528,8 @@ def _backward_kernel(
 
         def products(unit: Any, head: int) -> tuple[jax.Array, jax.Array]:
             queries = _rows(unit, width)
-            scores_ST = _product(own_k_HSE[head, keys], q_TE[queries], (1, 1)) * factor
-            dp_ST = _product(own_v_HSE[head, keys], gradient_TE[queries], (1, 1))
+            scores_ST = product(own_k_HSE[head, keys], q_TE[queries], (1, 1)) * factor
+            dp_ST = product(own_v_HSE[head, keys], gradient_TE[queries], (1, 1))
             if masked:
                 q_first, k_first = (table[step] * plan.major + unit) * UNIT, (i * plan.block + own) * UNIT
                 allowed_ST = _allowed(static, _units(q_ids, unit, width), k_ids[own], q_first, k_first)
@@ -550,9 +543,9 @@ def _backward_kernel(
             p_ST = jnp.exp2(scores_ST - log_sum)
             ds_ST = (p_ST * (dp_ST - inner)).astype(q_TE.dtype)
             p_ST, q, g = p_ST.astype(q_TE.dtype), *(_units(x, unit, width, rows) for x in (q_units, gradient_units))
-            _add_units(dv_units, own, rows, _product(g, p_ST, (1, 1)))
-            _add_units(dk_units, own, rows, _product(q, ds_ST, (1, 1)))
-            _add_units(dq_units, unit, rows, _product(_units(k_units, own, count, rows), ds_ST, (1, 0)))
+            _add_units(dv_units, own, rows, product(g, p_ST, (1, 1)))
+            _add_units(dk_units, own, rows, product(q, ds_ST, (1, 1)))
+            _add_units(dq_units, unit, rows, product(_units(k_units, own, count, rows), ds_ST, (1, 0)))
 
         _overlapped([(unit, head) for unit in units for head in range(heads)], products, add)
 

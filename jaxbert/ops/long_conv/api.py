@@ -44,7 +44,8 @@ def long_conv(
       (B, T, D) in the dtype of `x_BTD`; sums run in at least float32.
 
     Raises:
-      ValueError: filters or a bias of another length or width than the row's; an implementation that is unknown.
+      ValueError: filters or a bias of another length or width than the row's; an implementation that is unknown
+        or cannot serve the call.
     """
     row = x_BTD.shape[1:]
     if forward_TD.shape != row or backward_TD.shape != row or bias_D.shape != row[1:]:

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
+from jaxbert.ops.kernels import product
 from jaxbert.ops.platform import Target, target
 from jaxbert.sharding import by_rows
 
@@ -29,10 +30,10 @@ EMULATED = Target("tpu", "TPU v5 lite")
 NO_STRIDES = ("TPU v2", "TPU v3", "TPU v4")  # cannot turn each sublane by another number of lanes
 
 
-def lacks(x_BTD: jax.Array, target: Target) -> str | None:
+def lacks(x_BTD: jax.Array, devices: Target) -> str | None:
     """What the kernel would need to serve the call; None: it serves it."""
-    if target.platform != "tpu" or target.kind.startswith(NO_STRIDES):
-        return f"it runs on TPUs from v5e on, not on {target.kind}"
+    if devices.platform != "tpu" or devices.kind.startswith(NO_STRIDES):
+        return f"it runs on TPUs from v5e on, not on {devices.kind}"
     if x_BTD.shape[1] > LANES:
         return f"x_BTD has rows of {x_BTD.shape[1]} tokens; it takes at most {LANES}"
     if x_BTD.dtype == jnp.float64:
@@ -69,7 +70,7 @@ def long_conv(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolution(interpret: Any, x_BTD: jax.Array, behind_DU: jax.Array, ahead_DU: jax.Array) -> jax.Array:
-    return _call(interpret, _forward_kernel, "long_conv_forward", 1, (x_BTD,), (behind_DU, ahead_DU), 1, 0)[0]
+    return _call(interpret, _forward_kernel, "long_conv_forward", (x_BTD,), (behind_DU, ahead_DU), 0)[0]
 
 
 def _forward(interpret: Any, *arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -78,16 +79,17 @@ def _forward(interpret: Any, *arrays: jax.Array) -> tuple[jax.Array, tuple[jax.A
 
 def _backward(interpret: Any, saved: tuple[jax.Array, ...], gradient_BTD: jax.Array) -> tuple[jax.Array, ...]:
     x_BTD, *lags = saved
-    return tuple(_call(interpret, _backward_kernel, "long_conv_backward", 2, (x_BTD, gradient_BTD), lags, 1, 2))
+    return tuple(_call(interpret, _backward_kernel, "long_conv_backward", (x_BTD, gradient_BTD), lags, 2))
 
 
 _convolution.defvjp(_forward, _backward)
 
 
-def _call(
-    interpret: Any, kernel: Any, name: str, products: int, rows: Any, lags: Any, row_outs: int, lag_outs: int
-) -> Any:
-    """`kernel` on blocks of arrays (B, T, D) and (D, U), on each device for itself; results are of the same kinds."""
+def _call(interpret: Any, kernel: Any, name: str, rows: Any, lags: Any, lag_outs: int) -> Any:
+    """`kernel` on blocks of arrays (B, T, D), of each one product, and (D, U), on each device for itself.
+
+    Results: one (B, T, D), and `lag_outs` of (D, U).
+    """
     (B, T, D), dtype = rows[0].shape, rows[0].dtype
     block = math.gcd(B, 2 * ROWS // dtype.itemsize)
     row_spec = pl.BlockSpec((block, LANES, LANES), lambda g, b: (b, 0, g))
@@ -97,14 +99,14 @@ def _call(
         functools.partial(kernel, interpret),
         grid=(pl.cdiv(D, LANES), B // block),
         in_specs=[row_spec] * len(rows) + [lag_spec] * len(lags),
-        out_specs=[row_spec] * row_outs + [lag_spec] * lag_outs,
-        out_shape=[row_out] * row_outs + [lag_out] * lag_outs,
-        scratch_shapes=[pltpu.VMEM((block * LANES, LANES), jnp.float32)] * (len(rows) + row_outs),
+        out_specs=[row_spec] + [lag_spec] * lag_outs,
+        out_shape=[row_out] + [lag_out] * lag_outs,
+        scratch_shapes=[pltpu.VMEM((block * LANES, LANES), jnp.float32)] * (len(rows) + 1),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
-            flops=2 * products * B * T * T * D,
+            flops=2 * len(rows) * B * T * T * D,
             transcendentals=0,
-            bytes_accessed=(len(rows) + row_outs) * B * T * D * dtype.itemsize,
+            bytes_accessed=(len(rows) + 1) * B * T * D * dtype.itemsize,
         ),
         interpret=interpret,
         name=name,
@@ -117,13 +119,6 @@ def _call(
     return jax.shard_map(call, in_specs=specs, out_specs=specs, axis_names=axes, check_vma=False)(*rows, *lags)
 
 
-def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(
-        a, b, (((contract[0],), (contract[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
-
-
 def _turn(blocks_BTD: Any, lines: Any, *, reverse: bool = False) -> None:
     """From (B, T, D) to (B · D, T), float32, for strided loads are of 32 bits; `reverse`: the last token first."""
     s_ST, t_ST = (jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES), axis) for axis in (0, 1))
@@ -132,7 +127,7 @@ def _turn(blocks_BTD: Any, lines: Any, *, reverse: bool = False) -> None:
     @pl.loop(0, blocks_BTD.shape[0])
     def _(b: Any) -> None:
         x_TD = blocks_BTD[b]
-        x_DT = _product(x_TD, exchange_ST, (0, 0)) if reverse else x_TD.astype(jnp.float32).T
+        x_DT = product(x_TD, exchange_ST, (0, 0)) if reverse else x_TD.astype(jnp.float32).T
         lines[pl.ds(pl.multiple_of(b * LANES, LANES), LANES)] = x_DT
 
 
@@ -177,7 +172,7 @@ def _forward_kernel(
         behind, ahead = behind_DU[pl.ds(first, count)], ahead_DU[pl.ds(first, count)]
         for n in range(count):
             kernel_ST = _matrix(is_behind, behind[n : n + 1], ahead[n : n + 1], x_BTD.dtype)
-            y_BT = _product(_channel(x_lines, first + n, x_BTD.dtype), kernel_ST, (1, 0))
+            y_BT = product(_channel(x_lines, first + n, x_BTD.dtype), kernel_ST, (1, 0))
             y_lines[pl.ds(first + n, y_BT.shape[0], stride=LANES)] = y_BT
 
     _by_channel(interpret, some)
@@ -211,10 +206,10 @@ def _backward_kernel(
         for n in range(count):
             x_BS, gradient_BT = (_channel(lines, first + n, dtype) for lines in (x_lines, gradient_lines))
             kernel_ST = _matrix(is_behind, behind[n : n + 1], ahead[n : n + 1], dtype)
-            dx_BS = _product(gradient_BT, kernel_ST, (1, 1))
+            dx_BS = product(gradient_BT, kernel_ST, (1, 1))
             dx_lines[pl.ds(first + n, dx_BS.shape[0], stride=LANES)] = dx_BS
             # Line s is of token 127 − s: turned by 1 + s lanes, each lag is a column.
-            lags_SU = pltpu.roll(_product(x_BS, gradient_BT, (0, 0)), 1, 1, stride=1, stride_axis=0)
+            lags_SU = pltpu.roll(product(x_BS, gradient_BT, (0, 0)), 1, 1, stride=1, stride_axis=0)
             sums[0].append(jnp.sum(jnp.where(in_reverse, lags_SU, 0.0), axis=0, keepdims=True))
             sums[1].append(jnp.sum(jnp.where(in_reverse, 0.0, lags_SU), axis=0, keepdims=True))
         dbehind_DU[pl.ds(first, count)] += jnp.concatenate(sums[0])
